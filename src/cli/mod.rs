@@ -1,0 +1,3 @@
+//! Flags, help and logging. One declarative table per role is the source of all of them.
+
+pub mod table;

@@ -1,0 +1,1 @@
+//! The error that main prints.

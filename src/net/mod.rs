@@ -1,0 +1,2 @@
+//! System calls: the only layer that makes them.
+

@@ -1,0 +1,2 @@
+//! Threads and time.
+

@@ -1,0 +1,2 @@
+//! Pure decisions: they take `now` and chance as arguments and hold no socket, lock or payload.
+

@@ -1,0 +1,2 @@
+//! Pure codecs, one format per file: slices in, views or lengths out, never a panic.
+

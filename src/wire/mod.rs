@@ -1,2 +1,6 @@
 //! Pure codecs, one format per file: slices in, views or lengths out, never a panic.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
+pub mod cursor;
+pub mod length_prefix;
+pub mod udpgw;

@@ -1,2 +1,5 @@
 //! System calls: the only layer that makes them.
 
+pub mod sys;
+pub mod tcp;
+pub mod udp;

@@ -1,0 +1,147 @@
+//! UDP sockets for flows: made in one place, with the options that batching wants.
+
+use super::sys::mmsg::{ReceiveQueue, SendBatch, SendQueue};
+use super::sys::sockopt;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Socket buffer sizes in bytes; 0 leaves the system's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Buffers {
+    /// `SO_RCVBUF`; the kernel grants at most net.core.rmem_max.
+    pub receive: usize,
+    /// `SO_SNDBUF`; the kernel grants at most net.core.wmem_max.
+    pub send: usize,
+}
+
+/// A non-blocking UDP socket that sends and receives in batches.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: mio::net::UdpSocket,
+    segmentation: bool,
+    kernel_drops: u32,
+}
+
+/// The wildcard address of `like`'s family with port 0: the kernel picks a random free port.
+pub fn any_port(like: SocketAddr) -> SocketAddr {
+    match like {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+impl UdpSocket {
+    /// A socket bound to `local` that talks to anyone. With `shared_port`, other sockets that also
+    /// ask for it may bind the same address (`SO_REUSEADDR`).
+    pub fn bind(local: SocketAddr, shared_port: bool, buffers: Buffers) -> io::Result<UdpSocket> {
+        let socket = Socket::new(
+            Domain::for_address(local),
+            Type::DGRAM.nonblocking().cloexec(),
+            Some(Protocol::UDP),
+        )?;
+        if local.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        if shared_port {
+            socket.set_reuse_address(true)?;
+        }
+        if buffers.receive > 0 {
+            socket.set_recv_buffer_size(buffers.receive)?;
+        }
+        if buffers.send > 0 {
+            socket.set_send_buffer_size(buffers.send)?;
+        }
+        // Both only save work or add a count, and old kernels have neither: a refusal is no failure.
+        let _ = sockopt::receive_merged(&socket);
+        let _ = sockopt::report_drops(&socket);
+        socket.bind(&local.into())?;
+        Ok(UdpSocket {
+            socket: mio::net::UdpSocket::from_std(socket.into()),
+            segmentation: true,
+            kernel_drops: 0,
+        })
+    }
+
+    /// Fixes the only remote endpoint: the kernel drops other sources' datagrams from now on (not
+    /// those that already wait), and reports ICMP errors.
+    pub fn connect(&self, remote: SocketAddr) -> io::Result<()> {
+        self.socket.connect(remote)
+    }
+
+    /// The address and port that the socket is bound to.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// For registration with a poll.
+    pub fn source(&mut self) -> &mut mio::net::UdpSocket {
+        &mut self.socket
+    }
+
+    /// Starts a batch of datagrams out of this socket.
+    pub fn batch<'q, 'd>(&'q self, queue: &'q mut SendQueue) -> SendBatch<'q, 'd> {
+        queue.batch(&self.socket, self.segmentation)
+    }
+
+    /// Remembers that the kernel or the route's device does not segment.
+    pub fn stop_segmentation(&mut self) {
+        self.segmentation = false;
+    }
+
+    /// Receives a batch; see [`ReceiveQueue::receive`].
+    pub fn receive(&self, queue: &mut ReceiveQueue) -> io::Result<usize> {
+        queue.receive(&self.socket)
+    }
+
+    /// How many datagrams the kernel has dropped on this socket since the last question, as told by
+    /// the batch just received.
+    pub fn new_kernel_drops(&mut self, queue: &ReceiveQueue) -> u32 {
+        let Some(drops) = queue.kernel_drops() else {
+            return 0;
+        };
+        let new = drops.wrapping_sub(self.kernel_drops);
+        self.kernel_drops = drops;
+        new
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_set_and_ports_are_shared_only_when_asked() {
+        let buffers = Buffers { receive: 65_536, send: 32_768 };
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let socket = UdpSocket::bind(any, false, buffers).unwrap();
+        let options = socket2::SockRef::from(&socket);
+        // socket(7): the kernel doubles what was asked, for its own bookkeeping.
+        assert_eq!(options.recv_buffer_size().unwrap(), 131_072);
+        assert_eq!(options.send_buffer_size().unwrap(), 65_536);
+        let taken = socket.local_addr().unwrap();
+        let error = UdpSocket::bind(taken, false, Buffers::default()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+
+        let first = UdpSocket::bind(any, true, Buffers::default()).unwrap();
+        let address = first.local_addr().unwrap();
+        UdpSocket::bind(address, true, Buffers::default()).unwrap();
+    }
+
+    #[test]
+    fn an_ipv6_socket_leaves_the_ipv4_port_alone() {
+        let v6 = UdpSocket::bind("[::]:0".parse().unwrap(), false, Buffers::default()).unwrap();
+        let port = v6.local_addr().unwrap().port();
+        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        UdpSocket::bind(v4, false, Buffers::default()).unwrap();
+        assert_eq!(any_port(v4), "0.0.0.0:0".parse().unwrap());
+        assert_eq!(any_port("[::1]:5".parse().unwrap()), "[::]:0".parse().unwrap());
+    }
+}

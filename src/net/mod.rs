@@ -2,4 +2,5 @@
 
 pub mod sys;
 pub mod tcp;
+pub mod tls;
 pub mod udp;

@@ -105,13 +105,11 @@ impl FlowTable {
 
     /// Adds a flow, as the most recently used.
     ///
-    /// The caller has made room ([`FlowTable::surplus`]) and removed any flow of that conid and any
-    /// with that socket and remote; one that still stands is replaced and returned.
-    pub fn insert(&mut self, flow: Flow) -> (FlowId, Option<Flow>) {
-        let clash = self
-            .by_conid(flow.conid)
-            .or_else(|| self.by_remote(flow.socket, flow.remote))
-            .map(|id| self.remove(id));
+    /// The caller has made room ([`FlowTable::surplus`]), has removed any flow of that conid, and
+    /// has chosen a socket on which no other flow has that remote.
+    pub fn insert(&mut self, flow: Flow) -> FlowId {
+        debug_assert!(self.by_conid(flow.conid).is_none(), "{flow:?} has a twin by conid");
+        debug_assert!(self.by_remote(flow.socket, flow.remote).is_none(), "{flow:?} has a twin");
         let slot = Slot { flow, newer: None, older: None };
         let index = if let Some(index) = self.free.pop() {
             self.slots[index] = slot;
@@ -123,7 +121,7 @@ impl FlowTable {
         self.by_conid.insert(flow.conid, index);
         self.by_remote.insert((flow.socket, flow.remote), index);
         self.link_newest(index);
-        (FlowId(index), clash)
+        FlowId(index)
     }
 
     /// Removes a flow and returns it.
@@ -191,8 +189,7 @@ mod tests {
     fn finds_flows_by_conid_and_by_remote() {
         let now = start();
         let mut table = FlowTable::new(10, None);
-        let (id, clash) = table.insert(flow(7, 2, now));
-        assert_eq!(clash, None);
+        let id = table.insert(flow(7, 2, now));
         assert_eq!(table.by_conid(7), Some(id));
         assert_eq!(table.by_remote(2, flow(7, 2, now).remote), Some(id));
         assert_eq!(table.by_remote(3, flow(7, 2, now).remote), None);
@@ -200,16 +197,6 @@ mod tests {
         assert!(table.is_empty());
         assert_eq!(table.by_conid(7), None);
         assert_eq!(table.by_remote(2, flow(7, 2, now).remote), None);
-    }
-
-    #[test]
-    fn a_clash_is_handed_back() {
-        let now = start();
-        let mut table = FlowTable::new(10, None);
-        table.insert(flow(7, 2, now));
-        let (_, clash) = table.insert(flow(7, 3, now));
-        assert_eq!(clash, Some(flow(7, 2, now)));
-        assert_eq!(table.len(), 1);
     }
 
     #[test]

@@ -231,7 +231,8 @@ mod tests {
             let address: SocketAddr = address.parse().unwrap();
             let payload = vec![1; payload_len_max(address) + 1];
             let mut out = Vec::new();
-            let too_long = Datagram { conid: 1, rebind: false, dns: false, address, payload: &payload };
+            let too_long =
+                Datagram { conid: 1, rebind: false, dns: false, address, payload: &payload };
             assert!(!write_frame(&mut out, &too_long));
             assert!(out.is_empty());
             assert!(write_frame(&mut out, &Datagram { payload: &payload[1..], ..too_long }));

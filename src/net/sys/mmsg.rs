@@ -139,10 +139,8 @@ impl<'d> SendBatch<'_, 'd> {
         if self.datagrams == SEND_BATCH {
             self.flush();
         }
-        self.queue.payloads[self.datagrams] = libc::iovec {
-            iov_base: payload.as_ptr().cast_mut().cast(),
-            iov_len: payload.len(),
-        };
+        self.queue.payloads[self.datagrams] =
+            libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
         self.datagrams += 1;
         if self.joins_last_train(destination, payload.len()) {
             let train = &mut self.queue.trains[self.messages - 1];
@@ -218,8 +216,10 @@ impl<'d> SendBatch<'_, 'd> {
                     break;
                 }
                 Ok(sent) => {
-                    self.report.sent +=
-                        self.queue.trains[next..next + sent].iter().map(|train| train.datagrams).sum::<usize>();
+                    self.report.sent += self.queue.trains[next..next + sent]
+                        .iter()
+                        .map(|train| train.datagrams)
+                        .sum::<usize>();
                     next += sent;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -426,9 +426,8 @@ impl ReceiveQueue {
     /// room when the last message of the last call came (`SO_RXQ_OVFL`; wraps at 2^32).
     pub fn kernel_drops(&self) -> Option<u32> {
         let last = self.received.min(RECEIVE_BATCH).checked_sub(1)?;
-        let drops =
-            read_control(&self.headers[last].msg_hdr, libc::SOL_SOCKET, libc::SO_RXQ_OVFL)?;
-        Some(drops.cast_unsigned())
+        let drops = read_control(&self.headers[last].msg_hdr, libc::SOL_SOCKET, libc::SO_RXQ_OVFL)?;
+        Some(u32::from_ne_bytes(drops.to_ne_bytes()))
     }
 }
 

@@ -175,7 +175,8 @@ fn a_merged_train_comes_apart_again() {
     let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     crate::net::sys::sockopt::receive_merged(&receiver).unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
-    let payloads: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; if n == 19 { 7 } else { 100 }]).collect();
+    let payloads: Vec<Vec<u8>> =
+        (0..20u8).map(|n| vec![n; if n == 19 { 7 } else { 100 }]).collect();
     let mut sending = SendQueue::default();
     let mut batch = sending.batch(&sender, true);
     for payload in &payloads {

@@ -1,0 +1,127 @@
+//! Signals as events: a pipe in the poll, so that a stop is a wake and never a poll of a flag.
+
+use mio::event::Source;
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The exit code of a process that a second SIGTERM or SIGINT ended at once.
+const IMPATIENT_EXIT: i32 = 1;
+
+/// What the operator asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// SIGTERM or SIGINT: end. A second one ends the process at once, without our help.
+    Stop,
+    /// SIGHUP: reopen log files, reload certificates.
+    Reload,
+    /// SIGUSR1: log the counters.
+    Report,
+}
+
+/// The process's signals, as a source for one poll.
+#[derive(Debug)]
+pub struct Signals {
+    pipe: UnixStream,
+    raised: [(Request, Arc<AtomicBool>); 3],
+}
+
+impl Signals {
+    /// Takes over SIGTERM, SIGINT, SIGHUP and SIGUSR1 of the process. Once per process.
+    pub fn take() -> io::Result<Signals> {
+        let (pipe, write_end) = std::os::unix::net::UnixStream::pair()?;
+        pipe.set_nonblocking(true)?;
+        let raised = [Request::Stop, Request::Reload, Request::Report]
+            .map(|request| (request, Arc::new(AtomicBool::new(false))));
+        for (request, flag) in &raised {
+            let signals: &[i32] = match request {
+                Request::Stop => &[SIGTERM, SIGINT],
+                Request::Reload => &[SIGHUP],
+                Request::Report => &[SIGUSR1],
+            };
+            if *request == Request::Stop {
+                // Armed by the first stop, below; registered before the flag so that the first
+                // signal does not meet its own flag.
+                for signal in signals {
+                    signal_hook::flag::register_conditional_shutdown(
+                        *signal,
+                        IMPATIENT_EXIT,
+                        Arc::clone(flag),
+                    )?;
+                }
+            }
+            for signal in signals {
+                signal_hook::flag::register(*signal, Arc::clone(flag))?;
+                signal_hook::low_level::pipe::register(*signal, write_end.try_clone()?)?;
+            }
+        }
+        Ok(Signals { pipe: UnixStream::from_std(pipe), raised })
+    }
+
+    /// What has been asked for since the last question. Stop is told once and stays armed: the next
+    /// SIGTERM or SIGINT ends the process.
+    pub fn requests(&mut self) -> impl Iterator<Item = Request> + '_ {
+        let mut bytes = [0; 64];
+        while self.pipe.read(&mut bytes).is_ok_and(|len| len > 0) {}
+        self.raised.iter().filter_map(|(request, flag)| {
+            let raised = match request {
+                Request::Stop => flag.load(Ordering::SeqCst),
+                Request::Reload | Request::Report => flag.swap(false, Ordering::SeqCst),
+            };
+            raised.then_some(*request)
+        })
+    }
+}
+
+impl Source for Signals {
+    fn register(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        self.pipe.register(registry, token, interest)
+    }
+
+    fn reregister(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        self.pipe.reregister(registry, token, interest)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        self.pipe.deregister(registry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::event_loop::EventLoop;
+    use signal_hook::low_level::raise;
+
+    // One test: the signals are the process's.
+    #[test]
+    fn signals_wake_the_poll_and_say_what_was_asked() {
+        let mut signals = Signals::take().unwrap();
+        let mut events = EventLoop::new().unwrap();
+        events.register(&mut signals, Token(0), Interest::READABLE).unwrap();
+        for (signal, request) in [(SIGHUP, Request::Reload), (SIGUSR1, Request::Report)] {
+            raise(signal).unwrap();
+            events.wait(None).unwrap();
+            assert!(events.next_ready().is_some());
+            assert_eq!(signals.requests().collect::<Vec<_>>(), [request]);
+            assert_eq!(signals.requests().count(), 0);
+        }
+        raise(SIGTERM).unwrap();
+        events.wait(None).unwrap();
+        assert!(events.next_ready().is_some());
+        assert_eq!(signals.requests().collect::<Vec<_>>(), [Request::Stop]);
+    }
+}

@@ -1,5 +1,6 @@
 //! System calls: the only layer that makes them.
 
+pub mod listen;
 pub mod sys;
 pub mod tcp;
 pub mod tls;

@@ -1,7 +1,12 @@
 //! Threads and time.
 
 pub mod clock;
+pub mod daemon;
 pub mod event_loop;
+pub mod limits;
+pub mod metrics;
+pub mod notify;
+pub mod privileges;
 pub mod queue;
 pub mod signals;
 pub mod thread;

@@ -1,2 +1,3 @@
 //! System calls: the only layer that makes them.
 
+pub mod resolv_conf;

@@ -1,2 +1,3 @@
 //! Pure decisions: they take `now` and chance as arguments and hold no socket, lock or payload.
 
+pub mod token_bucket;

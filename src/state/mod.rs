@@ -1,3 +1,4 @@
 //! Pure decisions: they take `now` and chance as arguments and hold no socket, lock or payload.
 
+pub mod access;
 pub mod token_bucket;

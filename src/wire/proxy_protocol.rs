@@ -266,8 +266,7 @@ const IPV4_ENDINGS: &[&str] = &["", "0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0",
 
 /// The same for IPv6. Dotted tails (`::ffff:192.0.2.1`) are not in section 2.1, but `inet_ntop`,
 /// with which `HAProxy` writes the line, makes them.
-const IPV6_ENDINGS: &[&str] =
-    &["", "0", ":", "::", ":0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0", "0.0.0.0"];
+const IPV6_ENDINGS: &[&str] = &["", "0", ":", "::", ".0", "0.0", ".0.0", "0.0.0"];
 
 const PORT_ENDINGS: &[&str] = &["", "0"];
 
@@ -462,8 +461,8 @@ mod tests {
         );
         accepts(b"PROXY TCP6 :: 2001:db8::7 1 2\r\n", proxied("[::]:1", "[2001:db8::7]:2"));
         accepts(
-            b"PROXY TCP6 ::ffff:192.0.2.1 1:2:3:4:5:6:7:8 10 20\r\n",
-            proxied("[::ffff:192.0.2.1]:10", "[1:2:3:4:5:6:7:8]:20"),
+            b"PROXY TCP6 ::ffff:255.255.255.255 1:2:3:4:5:6:7:8 10 20\r\n",
+            proxied("[::ffff:255.255.255.255]:10", "[1:2:3:4:5:6:7:8]:20"),
         );
         accepts(b"PROXY UNKNOWN\r\n", Source::Local);
         accepts(b"PROXY UNKNOWN \xff any  thing\0\r\n", Source::Local);

@@ -5,3 +5,4 @@ pub mod sys;
 pub mod tcp;
 pub mod tls;
 pub mod udp;
+pub mod resolv_conf;

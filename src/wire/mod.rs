@@ -4,3 +4,4 @@
 pub mod cursor;
 pub mod length_prefix;
 pub mod udpgw;
+pub mod proxy_protocol;

@@ -1,8 +1,10 @@
 //! System calls: the only layer that makes them.
 
 pub mod listen;
+pub mod resolv_conf;
+pub mod resolver;
+pub mod stream;
 pub mod sys;
 pub mod tcp;
 pub mod tls;
 pub mod udp;
-pub mod resolv_conf;

@@ -1,5 +1,8 @@
 //! Pure decisions: they take `now` and chance as arguments and hold no socket, lock or payload.
 
-pub mod flow_table;
 pub mod access;
+pub mod admission;
+pub mod backoff;
+pub mod flow_table;
+pub mod port_pool;
 pub mod token_bucket;

@@ -3,5 +3,5 @@
 
 pub mod cursor;
 pub mod length_prefix;
-pub mod udpgw;
 pub mod proxy_protocol;
+pub mod udpgw;

@@ -1,3 +1,4 @@
 //! Flags, help and logging. One declarative table per role is the source of all of them.
 
 pub mod table;
+pub mod values;

@@ -71,4 +71,28 @@ impl Opt {
     ) -> Opt {
         Opt { names, takes: Takes::One(placeholder), times_max: 1, default, help }
     }
+
+    /// The spelling that names the option everywhere: the first long one, dashes included.
+    pub fn canonical(&self) -> &'static str {
+        let long = self.names.iter().find(|name| name.starts_with("--"));
+        long.or_else(|| self.names.first()).copied().unwrap_or("")
+    }
+
+    /// The environment variable that stands in for it: `--log-level` is `UDPFERRY_LOG_LEVEL`.
+    pub fn variable(&self) -> String {
+        let name = self.canonical().trim_start_matches('-').replace('-', "_");
+        format!("UDPFERRY_{}", name.to_ascii_uppercase())
+    }
+}
+
+impl Command {
+    /// Every option, in the order of the sections.
+    pub fn options(&self) -> impl Iterator<Item = &'static Opt> + use<> {
+        self.sections.iter().flat_map(|(_, options)| options.iter())
+    }
+
+    /// The option that has this spelling.
+    pub fn option(&self, spelling: &str) -> Option<&'static Opt> {
+        self.options().find(|option| option.names.contains(&spelling))
+    }
 }

@@ -33,13 +33,12 @@ service=udpferry-udpgw
 pids=()
 
 cleanup() {
-	local pid
-	# Only what this test started: by the pid files in its own directory, if the
-	# process behind it still runs a file of that directory.
-	for file in "$scratch"/*.pid; do
-		[ -r "$file" ] || continue
-		pid=$(head -n 1 "$file")
-		case $(readlink "/proc/$pid/exe") in "$scratch"/*) kill -KILL "$pid" ;; esac
+	local pid exe
+	# Only what this test started: processes that run a file of its own directory.
+	for exe in /proc/[0-9]*/exe; do
+		case $(readlink "$exe" 2>/dev/null) in "$scratch"/*) ;; *) continue ;; esac
+		pid=${exe#/proc/}
+		kill -KILL "${pid%/exe}"
 	done
 	for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null; done
 	rm -rf "$scratch"

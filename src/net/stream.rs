@@ -22,6 +22,15 @@ impl Stream {
         }
     }
 
+    /// Goes on with the TLS handshake; a plain stream has none. `WouldBlock` when the other side's
+    /// turn has come.
+    pub fn handshake(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Plain(_) => Ok(()),
+            Stream::Tls(stream) => stream.handshake(),
+        }
+    }
+
     /// Whether a read that filled `len` of `room` bytes has emptied the stream, so that nothing is
     /// lost by waiting for the next event.
     ///

@@ -1,13 +1,19 @@
 //! TLS: servers through the openssl crate, clients through native-tls, which wraps the same library
 //! on Linux but cannot ask for a client certificate. One loader of keys serves both.
 
+use openssl::asn1::{Asn1Integer, Asn1Time};
+use openssl::bn::{BigNum, MsbOption};
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
     ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslStream, SslVerifyMode, SslVersion,
 };
 use openssl::stack::Stack;
+use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::store::X509StoreBuilder;
-use openssl::x509::{X509, X509Name};
+use openssl::x509::{X509, X509Builder, X509Name, X509NameBuilder};
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -301,6 +307,32 @@ pub fn connector(trust: &ClientTrust<'_>) -> Result<native_tls::TlsConnector, Tl
         builder.identity(identity.for_client()?);
     }
     Ok(builder.build()?)
+}
+
+/// A fresh certificate for `name`, signed by its own key (P-256), and that key, both PEM; valid
+/// for a day. For self-tests, whose clients believe this one certificate.
+pub fn self_signed(name: &str) -> Result<(Vec<u8>, Vec<u8>), TlsError> {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+    let key = PKey::from_ec_key(EcKey::generate(&group)?)?;
+    let mut subject = X509NameBuilder::new()?;
+    subject.append_entry_by_nid(Nid::COMMONNAME, name)?;
+    let subject = subject.build();
+    let mut builder = X509Builder::new()?;
+    builder.set_version(2)?;
+    let mut serial = BigNum::new()?;
+    serial.rand(64, MsbOption::MAYBE_ZERO, false)?;
+    builder.set_serial_number(Asn1Integer::from_bn(&serial)?.as_ref())?;
+    builder.set_subject_name(&subject)?;
+    builder.set_issuer_name(&subject)?;
+    builder.set_pubkey(&key)?;
+    builder.set_not_before(Asn1Time::days_from_now(0)?.as_ref())?;
+    builder.set_not_after(Asn1Time::days_from_now(1)?.as_ref())?;
+    builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
+    let names =
+        SubjectAlternativeName::new().dns(name).build(&builder.x509v3_context(None, None))?;
+    builder.append_extension(names)?;
+    builder.sign(&key, MessageDigest::sha256())?;
+    Ok((builder.build().to_pem()?, key.private_key_to_pem_pkcs8()?))
 }
 
 fn certificates(path: &Path) -> Result<Vec<X509>, TlsError> {

@@ -1,1 +1,38 @@
-//! The programs.
+//! The programs, and the table that names them.
+
+pub mod selftest;
+pub mod startup;
+pub mod udpgw;
+
+pub use selftest::{SELFTEST, SelftestRow, selftest};
+
+use crate::cli::flags::Matches;
+use crate::cli::table::Command;
+use crate::error::Error;
+use crate::runtime::metrics::FamilyInfo;
+
+/// One program of the suite.
+pub struct Role {
+    /// Its options; its name is the first word on the command line.
+    pub command: &'static Command,
+    /// Names of symlinks to the binary that start it.
+    pub aliases: &'static [&'static str],
+    /// Runs it to its end and returns the process's exit code.
+    pub run: fn(&Matches) -> Result<u8, Error>,
+    /// First aid for its operator: the options and the program of `check ROLE`.
+    pub check: (&'static Command, fn(&Matches) -> Result<u8, Error>),
+    /// Proves on loopback that it works here; a row of the table for each way of running it.
+    pub selftest: fn() -> Result<Vec<SelftestRow>, Error>,
+    /// Every metric it has.
+    pub metrics: fn() -> Vec<FamilyInfo>,
+}
+
+/// Every role, in the order in which help lists them.
+pub const ROLES: &[Role] = &[Role {
+    command: &udpgw::COMMAND,
+    aliases: &["udpgw", "badvpn-udpgw"],
+    run: udpgw::run,
+    check: (&udpgw::CHECK, udpgw::check),
+    selftest: udpgw::selftest,
+    metrics: udpgw::metrics,
+}];

@@ -28,7 +28,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 /// Marks the second start.
-const MARKER: &str = "UDPFERRY_DAEMON_CHILD";
+pub const MARKER: &str = "UDPFERRY_DAEMON_CHILD";
 
 /// ASCII ACK: not a byte of the text that a role may print before it is ready, which goes through
 /// the same pipe.

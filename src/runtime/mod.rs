@@ -8,5 +8,6 @@ pub mod metrics;
 pub mod notify;
 pub mod privileges;
 pub mod queue;
+pub mod scrape;
 pub mod signals;
 pub mod thread;

@@ -100,7 +100,12 @@ impl FlowTable {
 
     /// The flow that must go before another fits, if the table is full: the least recently used.
     pub fn surplus(&self) -> Option<FlowId> {
-        if self.len() < self.capacity { None } else { self.oldest.map(FlowId) }
+        if self.len() < self.capacity { None } else { self.oldest() }
+    }
+
+    /// The least recently used flow.
+    pub fn oldest(&self) -> Option<FlowId> {
+        self.oldest.map(FlowId)
     }
 
     /// Adds a flow, as the most recently used.

@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod cursor;
+pub mod dns;
 pub mod length_prefix;
 pub mod proxy_protocol;
 pub mod udpgw;

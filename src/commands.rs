@@ -1,0 +1,166 @@
+//! What the words on the command line mean.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use udpferry::cli::flags::{self, Matches, Parsed, UsageError};
+use udpferry::cli::help;
+use udpferry::cli::table::Command;
+use udpferry::error::Error;
+use udpferry::roles::{ROLES, Role};
+use udpferry::runtime::daemon;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const PROGRAM: &str = "udpferry";
+const VARIABLE_PREFIX: &str = "UDPFERRY_";
+
+/// Runs the program called `name` with `args`; returns the process's exit code.
+pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
+    if let Some(role) = ROLES.iter().find(|role| role.aliases.contains(&name)) {
+        return run_role(role, args);
+    }
+    let mut args = args.into_iter();
+    let Some(word) = args.next() else {
+        return say(&overview());
+    };
+    let rest: Vec<OsString> = args.collect();
+    let word = word.to_string_lossy();
+    if let Some(role) = role_named(&word) {
+        return run_role(role, rest);
+    }
+    match &*word {
+        "help" if !rest.is_empty() => {
+            let command = command_named(&rest)?;
+            say(&help::usage(command))
+        }
+        "help" | "-h" | "--help" => say(&overview()),
+        "version" | "-V" | "--version" => say(&format!("{PROGRAM} {VERSION}\n")),
+        "man" => say(&help::man(command_named(&rest)?, VERSION)),
+        "completions" => completions(&rest),
+        "check" => check(rest),
+        "selftest" => selftest(rest),
+        other => {
+            let roles: Vec<_> = ROLES.iter().map(|role| role.command.name).collect();
+            let roles = roles.join(", ");
+            Err(unexpected(other, &format!("{roles}, check, selftest, help, man, completions")))
+        }
+    }
+}
+
+fn run_role(role: &'static Role, args: Vec<OsString>) -> Result<u8, Error> {
+    refuse_unknown_variables()?;
+    run_command(role.command, args, role.run)
+}
+
+fn check(args: Vec<OsString>) -> Result<u8, Error> {
+    let mut args = args.into_iter();
+    let word = args.next().unwrap_or_default();
+    let role = role_named(&word.to_string_lossy())
+        .ok_or_else(|| unexpected(&word.to_string_lossy(), "check and the name of a role"))?;
+    run_command(role.check.0, args.collect(), role.check.1)
+}
+
+fn selftest(args: Vec<OsString>) -> Result<u8, Error> {
+    run_command(&udpferry::roles::SELFTEST, args, udpferry::roles::selftest)
+}
+
+fn run_command(
+    command: &'static Command,
+    args: Vec<OsString>,
+    run: fn(&Matches) -> Result<u8, Error>,
+) -> Result<u8, Error> {
+    match flags::parse(command, args, &|name| env::var_os(name))? {
+        Parsed::Help => say(&help::usage(command)),
+        Parsed::Version => say(&format!("{PROGRAM} {VERSION}\n")),
+        Parsed::Run(matches) => run(&matches),
+    }
+}
+
+fn role_named(name: &str) -> Option<&'static Role> {
+    ROLES.iter().find(|role| role.command.name == name)
+}
+
+fn all_commands() -> Vec<&'static Command> {
+    let roles = ROLES.iter().flat_map(|role| [role.command, role.check.0]);
+    roles.chain([&udpferry::roles::SELFTEST]).collect()
+}
+
+/// `udpgw`, or `check udpgw`.
+fn command_named(words: &[OsString]) -> Result<&'static Command, Error> {
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let name = words.join(" ");
+    all_commands().into_iter().find(|command| command.name == name).ok_or_else(|| {
+        let names: Vec<_> = all_commands().iter().map(|command| command.name).collect();
+        unexpected(&name, &format!("one of {}", names.join(", ")))
+    })
+}
+
+fn completions(args: &[OsString]) -> Result<u8, Error> {
+    match args {
+        [shell] if shell == "bash" => {
+            let aliases: Vec<(&str, &str)> = ROLES
+                .iter()
+                .flat_map(|role| role.aliases.iter().map(|alias| (*alias, role.command.name)))
+                .collect();
+            say(&help::bash_completions(&all_commands(), &aliases))
+        }
+        [] => Err(unexpected("", "completions bash")),
+        [shell, ..] => Err(unexpected(&shell.to_string_lossy(), "completions bash")),
+    }
+}
+
+fn overview() -> String {
+    let mut text = format!(
+        "{PROGRAM} {VERSION}: carries UDP where UDP cannot go\n\nUsage: {PROGRAM} COMMAND [OPTION]...\n\nCommands:\n"
+    );
+    let commands = all_commands().into_iter().map(|command| (command.name, command.summary));
+    let texts = [
+        ("help ROLE", "every option of a role"),
+        ("man ROLE", "the manual page, for man(1)"),
+        ("completions bash", "command line completion for bash"),
+    ];
+    for (name, summary) in commands.chain(texts) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<18} {summary}");
+    }
+    text
+}
+
+/// A misspelt variable would else be as if it were not there.
+fn refuse_unknown_variables() -> Result<(), Error> {
+    let known: Vec<String> = all_commands()
+        .iter()
+        .flat_map(|command| command.options())
+        .map(|option| option.variable())
+        .chain([daemon::MARKER.to_owned()])
+        .collect();
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with(VARIABLE_PREFIX) && !known.iter().any(|known| *known == name) {
+            return Err(Error::Usage(UsageError::Unknown {
+                option: name.into_owned(),
+                nearest: None,
+            }));
+        }
+    }
+    Ok(())
+}
+
+fn unexpected(word: &str, allowed: &str) -> Error {
+    Error::Usage(UsageError::NotAllowed {
+        option: "command".to_owned(),
+        value: word.to_owned(),
+        allowed: allowed.to_owned(),
+    })
+}
+
+fn say(text: &str) -> Result<u8, Error> {
+    // A reader that has seen enough (`| head`) is no failure.
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::System { doing: "cannot write to standard output".to_owned(), cause: error })
+        }
+        _ => Ok(0),
+    }
+}

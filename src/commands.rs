@@ -4,11 +4,11 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use udpferry::cli::flags::{self, Matches, Parsed, UsageError};
+use udpferry::cli::flags::{self, Parsed, UsageError};
 use udpferry::cli::help;
-use udpferry::cli::table::Command;
+use udpferry::cli::table::{Command, Opt};
 use udpferry::error::Error;
-use udpferry::roles::{ROLES, Role};
+use udpferry::roles::{Program, ROLES, Role};
 use udpferry::runtime::daemon;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -65,11 +65,7 @@ fn selftest(args: Vec<OsString>) -> Result<u8, Error> {
     run_command(&udpferry::roles::SELFTEST, args, udpferry::roles::selftest)
 }
 
-fn run_command(
-    command: &'static Command,
-    args: Vec<OsString>,
-    run: fn(&Matches) -> Result<u8, Error>,
-) -> Result<u8, Error> {
+fn run_command(command: &'static Command, args: Vec<OsString>, run: Program) -> Result<u8, Error> {
     match flags::parse(command, args, &|name| env::var_os(name))? {
         Parsed::Help => say(&help::usage(command)),
         Parsed::Version => say(&format!("{PROGRAM} {VERSION}\n")),
@@ -132,7 +128,7 @@ fn refuse_unknown_variables() -> Result<(), Error> {
     let known: Vec<String> = all_commands()
         .iter()
         .flat_map(|command| command.options())
-        .map(|option| option.variable())
+        .map(Opt::variable)
         .chain([daemon::MARKER.to_owned()])
         .collect();
     for (name, _) in env::vars_os() {

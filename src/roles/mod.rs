@@ -11,6 +11,9 @@ use crate::cli::table::Command;
 use crate::error::Error;
 use crate::runtime::metrics::FamilyInfo;
 
+/// A command's body: runs it to its end and returns the process's exit code.
+pub type Program = fn(&Matches) -> Result<u8, Error>;
+
 /// One program of the suite.
 pub struct Role {
     /// Its options; its name is the first word on the command line.
@@ -18,9 +21,9 @@ pub struct Role {
     /// Names of symlinks to the binary that start it.
     pub aliases: &'static [&'static str],
     /// Runs it to its end and returns the process's exit code.
-    pub run: fn(&Matches) -> Result<u8, Error>,
+    pub run: Program,
     /// First aid for its operator: the options and the program of `check ROLE`.
-    pub check: (&'static Command, fn(&Matches) -> Result<u8, Error>),
+    pub check: (&'static Command, Program),
     /// Proves on loopback that it works here; a row of the table for each way of running it.
     pub selftest: fn() -> Result<Vec<SelftestRow>, Error>,
     /// Every metric it has.

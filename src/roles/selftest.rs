@@ -6,7 +6,8 @@ use crate::cli::flags::Matches;
 use crate::cli::table::Command;
 use crate::error::Error;
 use crate::runtime::clock;
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::net::UdpSocket;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -67,8 +68,10 @@ pub fn selftest(_: &Matches) -> Result<u8, Error> {
             };
             #[allow(clippy::cast_precision_loss)] // Three digits are shown.
             let megabits = row.bytes as f64 * 8.0 / 1e6 / row.elapsed.as_secs_f64().max(1e-9);
-            table.push_str(&format!(
-                "{:<28}{:>8}{:>7}{:>10}{:>6}{:>10}{:>10}{:>14}\n",
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                table,
+                "{:<28}{:>8}{:>7}{:>10}{:>6}{:>10}{:>10}{:>14}",
                 row.role,
                 row.clients,
                 row.flows,
@@ -77,7 +80,7 @@ pub fn selftest(_: &Matches) -> Result<u8, Error> {
                 micros(50),
                 micros(99),
                 format!("{megabits:.0} Mbit/s")
-            ));
+            );
         }
     }
     table.push_str(if failed { "FAILED\n" } else { "all datagrams verified\n" });

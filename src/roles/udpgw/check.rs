@@ -87,8 +87,10 @@ impl Report {
         print(&format!("  ok    {what} ({:.1} ms)\n", took.as_secs_f64() * 1e3))
     }
 
+    /// The step failed: says so, and where to look.
     fn failed(&self, what: &str, advice: &[&str]) -> Error {
-        let mut text = format!("  FAIL  {what}\n");
+        let took = clock::now().saturating_duration_since(self.started);
+        let mut text = format!("  FAIL  {what} ({:.1} ms)\n", took.as_secs_f64() * 1e3);
         for line in advice {
             text.push_str("        ");
             text.push_str(line);

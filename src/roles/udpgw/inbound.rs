@@ -196,12 +196,11 @@ fn queue(
         start: datagram.payload.as_ptr() as usize - input.as_ptr() as usize,
         len: datagram.payload.len(),
     });
-    match entry.last_outgoing.replace(index) {
-        Some(last) => bench.outgoing[last].next = Some(index),
-        None => {
-            entry.first_outgoing = Some(index);
-            bench.sending.push(flow.socket);
-        }
+    if let Some(last) = entry.last_outgoing.replace(index) {
+        bench.outgoing[last].next = Some(index);
+    } else {
+        entry.first_outgoing = Some(index);
+        bench.sending.push(flow.socket);
     }
 }
 

@@ -106,7 +106,7 @@ impl Probe {
                 return Err(NoReply::TimedOut);
             }
             self.socket.set_read_timeout(Some(left)).map_err(NoReply::Failed)?;
-            let mut bytes = [0; 65_536];
+            let mut bytes = [0; 8192];
             match self.stream.read(&mut bytes) {
                 Ok(0) if self.received.is_empty() => return Err(NoReply::Closed),
                 Ok(0) => return Err(NoReply::OtherProtocol(self.received.clone())),

@@ -1,0 +1,428 @@
+//! What tests of roles share: the real binary as a service, a udpgw client that hides nothing, an
+//! echo server. No sleeps: every wait is for an event, with a deadline that only a failure meets.
+#![allow(dead_code, unreachable_pub)] // Each test program uses its part.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)] // A failed unwrap is a failed test.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use udpferry::wire::length_prefix::Frames;
+use udpferry::wire::udpgw::{self, Datagram, Message};
+
+/// Long enough for a loaded machine; only a failing test waits for it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The binary under test.
+pub const UDPFERRY: &str = env!("CARGO_BIN_EXE_udpferry");
+
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// A number that no other call in this process or a process beside it has.
+fn unique() -> String {
+    format!("{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A directory of its own, removed on drop.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        let path = std::env::temp_dir().join(format!("udpferry-test-{}", unique()));
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A TCP port of 127.0.0.1 that nobody uses: below the range from which the kernel takes ports for
+/// outgoing connections, and never the same twice in one process.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    loop {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let place = std::process::id().wrapping_mul(613).wrapping_add(serial) % COUNT;
+        let port = u16::try_from(FIRST + place).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A role of the real binary, running until dropped (then killed) or stopped.
+pub struct Service {
+    child: Option<Child>,
+    ready: UnixDatagram,
+    log: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Service {
+    /// Starts `udpferry ARGS` with its log at debug level in a file, and waits for READY=1.
+    pub fn start(args: &[&str]) -> Service {
+        Service::start_with(args, |_| {})
+    }
+
+    /// The same with changes to how the process is started.
+    pub fn start_with(args: &[&str], change: impl FnOnce(&mut Command)) -> Service {
+        let scratch = Scratch::new();
+        let log = scratch.path("log");
+        let name = format!("udpferry-test-{}", unique());
+        let ready = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
+        ready.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = Command::new(UDPFERRY);
+        command.args(args).arg("--log-level=debug").arg("--log-file").arg(&log);
+        command.env("NOTIFY_SOCKET", format!("@{name}")).stdin(Stdio::null());
+        change(&mut command);
+        let child = command.spawn().unwrap();
+        let service = Service { child: Some(child), ready, log, _scratch: scratch };
+        service.await_notification("READY=1");
+        service
+    }
+
+    /// Waits for a message to the service manager that begins so.
+    pub fn await_notification(&self, beginning: &str) -> String {
+        let mut bytes = [0; 1024];
+        loop {
+            let len = self.ready.recv(&mut bytes).expect("the service manager was told nothing");
+            let message = String::from_utf8_lossy(&bytes[..len]).into_owned();
+            if message.starts_with(beginning) {
+                return message;
+            }
+        }
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
+    }
+
+    /// Sends a signal by its number.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// SIGTERM, and how it ended, and how long that took.
+    pub fn stop(mut self) -> (ExitStatus, Duration) {
+        let begin = Instant::now();
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        let status = self.child.take().unwrap().wait().unwrap();
+        (status, begin.elapsed())
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// Waits until a line of the log contains `text`, and returns that line.
+    pub fn await_log(&self, text: &str) -> String {
+        await_some(|| self.log().lines().find(|line| line.contains(text)).map(str::to_owned))
+            .unwrap_or_else(|| panic!("no log line contains {text:?}:\n{}", self.log()))
+    }
+
+    /// A number from /proc/PID/status, such as `VmRSS` (KiB) or `Threads`.
+    pub fn status(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(&format!("{key}:"))).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// CPU time used so far, user and system.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the service ---\n{}", self.log());
+        }
+    }
+}
+
+/// Asks again and again, yielding in between, until there is an answer or patience ends. For what
+/// sends no event: a log file, /proc, a counter.
+pub fn await_some<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        // poll(2) on nothing: gives the processor away for a moment.
+        nix::poll::poll(&mut [], nix::poll::PollTimeout::from(2u8)).unwrap();
+    }
+}
+
+/// A gateway on a free port of 127.0.0.1 that lets clients reach loopback, with its metrics.
+pub struct Gateway {
+    pub service: Service,
+    pub address: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+impl Gateway {
+    pub fn start(args: &[&str]) -> Gateway {
+        Gateway::start_with(args, |_| {})
+    }
+
+    pub fn start_with(args: &[&str], change: impl FnOnce(&mut Command)) -> Gateway {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let listen = format!("--listen-addr={address}");
+        let metrics_arg = format!("--metrics={metrics}");
+        let mut all = vec!["udpgw", "--allow=127.0.0.0/8", "--allow=::1", &listen, &metrics_arg];
+        all.extend_from_slice(args);
+        let service = Service::start_with(&all, change);
+        Gateway { service, address, metrics }
+    }
+
+    pub fn connect(&self) -> Client<TcpStream> {
+        Client::connect(self.address)
+    }
+
+    /// The value of a metric, by its full name with labels: `name{reason="idle"}`.
+    pub fn metric(&self, name: &str) -> i64 {
+        let page = http_get(self.metrics, "/metrics");
+        let line = page.lines().find(|line| line.split(' ').next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no metric {name} in\n{page}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until a metric has that value.
+    pub fn await_metric(&self, name: &str, value: i64) {
+        if await_some(|| (self.metric(name) == value).then_some(())).is_none() {
+            panic!("{name} is {}, not {value}", self.metric(name));
+        }
+    }
+
+    /// Datagrams dropped for that reason.
+    pub fn dropped(&self, reason: &str) -> i64 {
+        self.metric(&format!("udpferry_udpgw_datagrams_dropped_total{{reason=\"{reason}\"}}"))
+    }
+
+    pub fn await_dropped(&self, reason: &str, value: i64) {
+        let name = format!("udpferry_udpgw_datagrams_dropped_total{{reason=\"{reason}\"}}");
+        self.await_metric(&name, value);
+    }
+}
+
+/// The body of an HTTP answer.
+pub fn http_get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// A datagram from the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub conid: u16,
+    pub address: SocketAddr,
+    pub payload: Vec<u8>,
+}
+
+/// A udpgw client over any stream.
+pub struct Client<S> {
+    pub stream: S,
+    received: Vec<u8>,
+}
+
+impl Client<TcpStream> {
+    pub fn connect(address: SocketAddr) -> Client<TcpStream> {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Client::over(stream)
+    }
+
+    /// Whether the gateway closes the connection (reading whatever comes before).
+    pub fn is_closed(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Whether nothing comes for that long.
+    pub fn is_silent_for(&mut self, time: Duration) -> bool {
+        assert!(self.received.is_empty());
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let result = self.stream.read(&mut [0; 1]);
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub fn over(stream: S) -> Client<S> {
+        Client { stream, received: Vec::new() }
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub fn send(&mut self, conid: u16, address: SocketAddr, payload: &[u8]) {
+        self.write(&frame(conid, address, payload));
+    }
+
+    pub fn keepalive(&mut self) {
+        self.write(&[3, 0, 1, 0, 0]);
+    }
+
+    /// The next datagram; panics when none comes.
+    pub fn receive(&mut self) -> Reply {
+        self.try_receive().expect("no answer")
+    }
+
+    pub fn try_receive(&mut self) -> io::Result<Reply> {
+        loop {
+            let mut frames = Frames::new(&self.received, udpgw::BYTE_ORDER, udpgw::BODY_LEN_MAX);
+            if let Some(body) = frames.next() {
+                let Ok(Message::Datagram(datagram)) = udpgw::parse(body.unwrap()) else {
+                    panic!("the gateway sent no datagram");
+                };
+                assert!(!datagram.rebind && !datagram.dns, "flags in an answer");
+                let reply = Reply {
+                    conid: datagram.conid,
+                    address: datagram.address,
+                    payload: datagram.payload.to_vec(),
+                };
+                let rest = frames.unfinished().len();
+                self.received.drain(..self.received.len() - rest);
+                return Ok(reply);
+            }
+            let mut bytes = vec![0; 65_536];
+            match self.stream.read(&mut bytes)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                len => self.received.extend_from_slice(&bytes[..len]),
+            }
+        }
+    }
+
+    /// Sends a datagram and expects it back.
+    pub fn echo(&mut self, conid: u16, address: SocketAddr, payload: &[u8]) {
+        self.send(conid, address, payload);
+        let expected = Reply { conid, address, payload: payload.to_vec() };
+        assert_eq!(self.receive(), expected);
+    }
+}
+
+/// A datagram's frame without flags.
+pub fn frame(conid: u16, address: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    flagged_frame(conid, address, payload, false, false)
+}
+
+pub fn flagged_frame(
+    conid: u16,
+    address: SocketAddr,
+    payload: &[u8],
+    rebind: bool,
+    dns: bool,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let datagram = Datagram { conid, rebind, dns, address, payload };
+    assert!(udpgw::write_frame(&mut bytes, &datagram));
+    bytes
+}
+
+/// A UDP server that sends everything back; it also tells who asked. Ends with the test.
+pub struct Echo {
+    pub address: SocketAddr,
+    stop: UdpSocket,
+    thread: Option<std::thread::JoinHandle<()>>,
+    sources: std::sync::mpsc::Receiver<SocketAddr>,
+}
+
+const STOP_ECHO: &[u8] = b"udpferry test: stop the echo server";
+
+impl Echo {
+    pub fn start() -> Echo {
+        Echo::on("127.0.0.1:0")
+    }
+
+    pub fn on(address: &str) -> Echo {
+        let socket = UdpSocket::bind(address).unwrap();
+        let address = socket.local_addr().unwrap();
+        let stop = UdpSocket::bind(SocketAddr::new(address.ip(), 0)).unwrap();
+        let (tell, sources) = std::sync::mpsc::channel();
+        #[allow(clippy::disallowed_methods)] // A test's own thread, joined on drop.
+        let thread = std::thread::spawn(move || {
+            let mut bytes = vec![0; 65_536];
+            loop {
+                let Ok((len, source)) = socket.recv_from(&mut bytes) else { continue };
+                if &bytes[..len] == STOP_ECHO {
+                    return;
+                }
+                let _ = tell.send(source);
+                let _ = socket.send_to(&bytes[..len], source);
+            }
+        });
+        Echo { address, stop, thread: Some(thread), sources }
+    }
+
+    /// Where the next datagram came from.
+    pub fn source(&self) -> SocketAddr {
+        self.sources.recv_timeout(PATIENCE).expect("the echo server got nothing")
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.stop.send_to(STOP_ECHO, self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A plain UDP socket of the test's own, as a remote that answers when the test says so.
+pub fn remote() -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// Runs the binary to its end.
+pub fn run(args: &[&str]) -> std::process::Output {
+    Command::new(UDPFERRY).args(args).stdin(Stdio::null()).output().unwrap()
+}

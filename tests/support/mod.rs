@@ -1,7 +1,7 @@
 //! What tests of roles share: the real binary as a service, a udpgw client that hides nothing, an
 //! echo server. No sleeps: every wait is for an event, with a deadline that only a failure meets.
 #![allow(dead_code, unreachable_pub)] // Each test program uses its part.
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc)] // A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // A failed unwrap is a failed test.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -219,9 +219,8 @@ impl Gateway {
 
     /// Waits until a metric has that value.
     pub fn await_metric(&self, name: &str, value: i64) {
-        if await_some(|| (self.metric(name) == value).then_some(())).is_none() {
-            panic!("{name} is {}, not {value}", self.metric(name));
-        }
+        let reached = await_some(|| (self.metric(name) == value).then_some(())).is_some();
+        assert!(reached, "{name} is {}, not {value}", self.metric(name));
     }
 
     /// Datagrams dropped for that reason.

@@ -8,7 +8,8 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslStream, SslVerifyMode, SslVersion,
+    ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslSessionCacheMode, SslStream,
+    SslVerifyMode, SslVersion,
 };
 use openssl::stack::Stack;
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
@@ -182,6 +183,8 @@ impl Acceptor {
         // One read of the socket for a whole record instead of one for its header and one for its
         // body; the reader must then drain until it would block.
         builder.set_read_ahead(true);
+        // Tickets resume sessions without memory here; a cache would hold 20,000 of them.
+        builder.set_session_cache_mode(SslSessionCacheMode::OFF);
         // Without a context of its own OpenSSL refuses to resume sessions with client certificates.
         builder.set_session_id_context(b"udpferry")?;
         if let Some(path) = client_ca {

@@ -159,8 +159,9 @@ impl Client {
         }
         self.forget_flows();
         log::info!(
-            "client {}: gone ({reason:?}); {} datagrams to remotes, {} to the client, {} dropped",
+            "client {}: gone ({}); {} datagrams to remotes, {} to the client, {} dropped",
             self.address,
+            reason.label(),
             self.totals.datagrams_to_remote,
             self.totals.datagrams_to_client,
             self.totals.dropped
@@ -331,6 +332,12 @@ impl Client {
         let more =
             if suppressed > 0 { format!(" ({suppressed} more lines)") } else { String::new() };
         log::warn!("client {}: {}{more}", self.address, describe());
+    }
+
+    /// Logs why the stream is of no more use.
+    pub(super) fn stream_failed(&self, cause: &io::Error) -> EndReason {
+        log::info!("client {}: the connection failed: {cause}", self.address);
+        EndReason::StreamError
     }
 
     fn forget_flows(&mut self) {

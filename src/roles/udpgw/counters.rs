@@ -151,8 +151,8 @@ impl EndReason {
         EndReason::Fault,
     ];
 
-    /// The metrics label.
-    fn label(self) -> &'static str {
+    /// The metrics label, also in log lines.
+    pub(super) fn label(self) -> &'static str {
         match self {
             EndReason::Closed => "closed",
             EndReason::Silent => "silent",

@@ -121,10 +121,7 @@ fn write_all(client: &mut Client, bytes: &[u8]) -> Result<usize, EndReason> {
             Ok(len) => written += len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                log::info!("client: the stream failed: {error}");
-                return Err(EndReason::StreamError);
-            }
+            Err(error) => return Err(client.stream_failed(&error)),
         }
     }
     Ok(written)

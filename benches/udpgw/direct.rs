@@ -40,11 +40,7 @@ impl Link for DirectClient {
         self.slots.clone()
     }
 
-    fn receive(
-        &mut self,
-        windows: &mut Windows,
-        scratch: &mut Scratch,
-    ) -> io::Result<Received> {
+    fn receive(&mut self, windows: &mut Windows, scratch: &mut Scratch) -> io::Result<Received> {
         let messages = match scratch.receive_queue.receive(&self.socket) {
             Ok(messages) => messages,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::All),

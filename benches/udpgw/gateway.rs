@@ -80,11 +80,7 @@ impl Link for GatewayClient {
         self.slots.clone()
     }
 
-    fn receive(
-        &mut self,
-        windows: &mut Windows,
-        scratch: &mut Scratch,
-    ) -> io::Result<Received> {
+    fn receive(&mut self, windows: &mut Windows, scratch: &mut Scratch) -> io::Result<Received> {
         let Scratch { clock, read_buffer, tally, free, .. } = scratch;
         let carried = self.unfinished.len();
         read_buffer[..carried].copy_from_slice(&self.unfinished);

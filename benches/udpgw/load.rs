@@ -67,9 +67,11 @@ pub(crate) fn run(workload: &Workload) -> Result<(), Failure> {
     let clients = 0..workload.clients;
     match workload.gateway {
         None => {
-            let links: io::Result<Vec<_>> =
-                clients.map(|client| DirectClient::connect(workload.echo, slots_of(client))).collect();
-            let links = links.map_err(failed(format!("cannot connect to udp {}", workload.echo)))?;
+            let links: io::Result<Vec<_>> = clients
+                .map(|client| DirectClient::connect(workload.echo, slots_of(client)))
+                .collect();
+            let links =
+                links.map_err(failed(format!("cannot connect to udp {}", workload.echo)))?;
             measure(workload, links)
         }
         Some(gateway) => {
@@ -137,7 +139,6 @@ fn measure<L: Link>(workload: &Workload, links: Vec<L>) -> Result<(), Failure> {
     load.scratch.tally = Tally::new();
     load.run_for(&mut poll, workload.duration)?;
     let end = Snapshot::take(workload, clock);
-    // After the clock has stopped: reading a large process's sizes takes its time.
     print_report(workload, &load.scratch.tally, &start, &end);
     Ok(())
 }
@@ -173,14 +174,12 @@ impl<L: Link> Load<L> {
         if writable {
             self.links[client].flush()?;
         }
-        while readable {
+        let mut received = if readable { Received::MoreWaits } else { Received::All };
+        while received == Received::MoreWaits {
             self.scratch.free.clear();
-            let received = self.links[client].receive(&mut self.windows, &mut self.scratch)?;
+            received = self.links[client].receive(&mut self.windows, &mut self.scratch)?;
             std::mem::swap(&mut self.slots, &mut self.scratch.free);
             self.send(client)?;
-            if received == Received::All {
-                break;
-            }
         }
         Ok(())
     }

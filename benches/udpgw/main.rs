@@ -68,24 +68,16 @@ pub(crate) fn failed(what: impl Display) -> impl FnOnce(io::Error) -> Failure {
     move |cause| Failure::System(what.to_string(), cause)
 }
 
-/// Stdin, when it is something that can end while we wait (a pipe or a terminal).
-pub(crate) struct WatchedStdin;
+/// Lets `poll` report the end of stdin when it is something that can end while we wait (a pipe or a
+/// terminal). What epoll refuses (a file, /dev/null) is never reported: then only a signal ends us.
+pub(crate) fn watch_stdin(poll: &Poll, token: Token) {
+    let stdin = io::stdin().as_raw_fd();
+    let _ = poll.registry().register(&mut SourceFd(&stdin), token, Interest::READABLE);
+}
 
-impl WatchedStdin {
-    /// A stdin that epoll refuses (a file, /dev/null) is never reported: then only a signal ends us.
-    pub(crate) fn register(poll: &Poll, token: Token) -> WatchedStdin {
-        let _ = poll.registry().register(
-            &mut SourceFd(&io::stdin().as_raw_fd()),
-            token,
-            Interest::READABLE,
-        );
-        WatchedStdin
-    }
-
-    /// Reads what woke us; true at the end of the input.
-    pub(crate) fn ended(&self) -> bool {
-        !matches!(io::stdin().lock().read(&mut [0; 1024]), Ok(1..))
-    }
+/// Reads what stdin was reported for; true at its end.
+pub(crate) fn stdin_ended() -> bool {
+    !matches!(io::stdin().lock().read(&mut [0; 1024]), Ok(1..))
 }
 
 fn main() -> ExitCode {
@@ -166,6 +158,6 @@ fn pids(args: &mut Arguments, option: &'static str) -> Result<Vec<u32>, Failure>
 fn nothing_left(args: Arguments) -> Result<(), Failure> {
     match args.finish().first() {
         None => Ok(()),
-        Some(left) => Err(Failure::Usage(format!("unknown argument {}", left.display()))),
+        Some(left) => Err(Failure::Usage(format!("unknown argument {}", left.to_string_lossy()))),
     }
 }

@@ -75,7 +75,12 @@ impl Windows {
     }
 
     /// Judges a payload that came for one of the flows whose slots are `expected`.
-    pub(crate) fn accept(&mut self, payload: &[u8], expected: &Range<usize>, now_ns: u64) -> Answer {
+    pub(crate) fn accept(
+        &mut self,
+        payload: &[u8],
+        expected: &Range<usize>,
+        now_ns: u64,
+    ) -> Answer {
         let Some((header, rest)) = payload.split_first_chunk::<PAYLOAD_LEN_MIN>() else {
             return Answer::Corrupt;
         };
@@ -83,7 +88,8 @@ impl Windows {
         let Ok(slot) = usize::try_from(slot) else {
             return Answer::Corrupt;
         };
-        if payload.len() != self.payload_len || rest != pattern(&self.table, seq, self.payload_len) {
+        if payload.len() != self.payload_len || rest != pattern(&self.table, seq, self.payload_len)
+        {
             return Answer::Corrupt;
         }
         if run != self.run {

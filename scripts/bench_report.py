@@ -174,7 +174,8 @@ def svg(rows, paths, caption):
     """Two panels of grouped bars: round trips per second, and CPU time per round trip."""
     panel_height, bar_width, group_gap, left = 200, 26, 30, 70
     workloads = [workload for workload in WORKLOADS if any(r["workload"] == workload for r in rows)]
-    group_width = bar_width * len(paths) + group_gap
+    # Wide enough for a workload's name.
+    group_width = max(bar_width * len(paths) + group_gap, 150)
     width = left + group_width * len(workloads) + 20
     parts = []
 

@@ -1,0 +1,163 @@
+//! The tools behind `scripts/bench udpgw`: an echo server, a load generator, idle clients.
+
+#![allow(unreachable_pub)] // A program, not a library.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // Printing figures is what it is for.
+
+mod clock;
+mod direct;
+mod echo;
+mod gateway;
+mod histogram;
+mod idle;
+mod link;
+mod load;
+mod process;
+mod window;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Token};
+use pico_args::Arguments;
+use std::fmt::{self, Display};
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+const USAGE: &str = "\
+Tools of scripts/bench, which see. All addresses are ADDR:PORT.
+
+udpgw echo ADDR [--gro]
+    A UDP echo server. Prints the bound address; serves until stdin ends or SIGTERM.
+    --gro: with UDP_GRO and UDP_SEGMENT.
+udpgw load --echo ADDR [--gateway ADDR] [--clients N] [--flows N] [--window N] [--payload BYTES]
+           [--seconds S] [--warm-up S] [--gateway-pids PID,PID] [--echo-pids PID,PID]
+    Keeps N clients x N flows x N datagrams in flight, verifies each answer, prints JSON.
+    Without --gateway it talks to the echo server itself. CPU times and sizes are those of the pids.
+udpgw idle ADDR N --echo ADDR
+    Opens N udpgw clients, carries one datagram through each, prints `ready`, and holds them until
+    stdin ends.
+";
+
+/// Why a tool could not do its work.
+pub(crate) enum Failure {
+    /// An argument is wrong or missing.
+    Usage(String),
+    /// A system call failed: what was done, and the cause.
+    System(String, io::Error),
+}
+
+impl Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Usage(what) => write!(out, "{what}"),
+            Failure::System(what, cause) => write!(out, "{what}: {cause}"),
+        }
+    }
+}
+
+impl From<pico_args::Error> for Failure {
+    fn from(error: pico_args::Error) -> Failure {
+        Failure::Usage(error.to_string())
+    }
+}
+
+/// For `map_err`: says what was being done.
+pub(crate) fn failed(what: impl Display) -> impl FnOnce(io::Error) -> Failure {
+    move |cause| Failure::System(what.to_string(), cause)
+}
+
+/// Lets `poll` report the end of stdin when it is something that can end while we wait (a pipe or a
+/// terminal). What epoll refuses (a file, /dev/null) is never reported: then only a signal ends us.
+pub(crate) fn watch_stdin(poll: &Poll, token: Token) {
+    let stdin = io::stdin().as_raw_fd();
+    let _ = poll.registry().register(&mut SourceFd(&stdin), token, Interest::READABLE);
+}
+
+/// Reads what stdin was reported for; true at its end.
+pub(crate) fn stdin_ended() -> bool {
+    !matches!(io::stdin().lock().read(&mut [0; 1024]), Ok(1..))
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::from_env()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(mut args: Arguments) -> Result<(), Failure> {
+    // What `cargo bench` passes to every bench; alone it asks for nothing that we could do.
+    args.contains("--bench");
+    let Some(tool) = args.subcommand()? else {
+        print!("{USAGE}");
+        return Ok(());
+    };
+    match tool.as_str() {
+        "echo" => {
+            let merge = args.contains("--gro");
+            let address = args.free_from_str()?;
+            nothing_left(args)?;
+            echo::run(address, merge)
+        }
+        "load" => {
+            let workload = workload(&mut args)?;
+            nothing_left(args)?;
+            load::run(&workload)
+        }
+        "idle" => {
+            let echo = args.value_from_str("--echo")?;
+            let gateway: SocketAddr = args.free_from_str()?;
+            let clients = args.free_from_str()?;
+            nothing_left(args)?;
+            idle::run(gateway, echo, clients)
+        }
+        other => Err(Failure::Usage(format!("no tool {other}: echo, load or idle"))),
+    }
+}
+
+fn workload(args: &mut Arguments) -> Result<load::Workload, Failure> {
+    Ok(load::Workload {
+        echo: args.value_from_str("--echo")?,
+        gateway: args.opt_value_from_str("--gateway")?,
+        clients: or(args, "--clients", 1)?,
+        flows: or(args, "--flows", 1)?,
+        window: or(args, "--window", 1)?,
+        payload_len: or(args, "--payload", 200)?,
+        warm_up: seconds(or(args, "--warm-up", 0.5)?)?,
+        duration: seconds(or(args, "--seconds", 3.0)?)?,
+        gateway_pids: pids(args, "--gateway-pids")?,
+        echo_pids: pids(args, "--echo-pids")?,
+    })
+}
+
+fn or<T>(args: &mut Arguments, option: &'static str, default: T) -> Result<T, Failure>
+where
+    T: FromStr<Err: Display>,
+{
+    Ok(args.opt_value_from_str(option)?.unwrap_or(default))
+}
+
+fn seconds(value: f64) -> Result<Duration, Failure> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|error| Failure::Usage(format!("{value} s: {error}")))
+}
+
+fn pids(args: &mut Arguments, option: &'static str) -> Result<Vec<u32>, Failure> {
+    let list: Option<String> = args.opt_value_from_str(option)?;
+    list.iter()
+        .flat_map(|list| list.split(','))
+        .map(|pid| pid.parse().map_err(|_| Failure::Usage(format!("{option}: {pid} is no pid"))))
+        .collect()
+}
+
+fn nothing_left(args: Arguments) -> Result<(), Failure> {
+    match args.finish().first() {
+        None => Ok(()),
+        Some(left) => Err(Failure::Usage(format!("unknown argument {}", left.to_string_lossy()))),
+    }
+}

@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""Turns what `scripts/bench udpgw` measured into a table, udpgw.json, udpgw.svg and udpgw.txt."""
+
+import argparse
+import datetime
+import html
+import json
+import os
+import platform
+import statistics
+
+WORKLOADS = {
+    "one": "1x1 W=1 64 B, one core",
+    "bulk": "1x1 W=64 1400 B",
+    "10x10": "10x10 W=8 200 B",
+    "100x4": "100x4 W=4 200 B",
+}
+IDLE = "1000 idle clients"
+DIRECT = "direct"
+# What a replacement for badvpn-udpgw has to reach. badvpn itself: 3.4 times the echo server's CPU
+# time at 10x10 with 0.4 to 2 % lost, 37 us against 14 at W=1, 21 MiB for 1000 idle clients.
+CPU_RATIO_MAX = {"10x10": 1.6, "100x4": 2.4}
+P50_RATIO_MAX = 2.8
+IDLE_RSS_MIB_MAX = 24
+# More than this, of one core, used by others before we begin spoils the figures.
+BUSY_PERCENT_MAX = 10
+COLOURS = ["#888888", "#0b6e4f", "#6bbf59", "#c8553d", "#f28f3b", "#3d5a80", "#98c1d9"]
+
+
+def median_of(results, field):
+    return statistics.median(result[field] for result in results)
+
+
+def summarise(runs, paths):
+    """One row per workload and path with figures, in the order of measurement."""
+    rows = []
+    for workload, title in WORKLOADS.items():
+        direct = None
+        for path in paths:
+            results = [
+                run["result"]
+                for run in runs
+                if run["workload"] == workload and run["path"] == path and run["result"]
+            ]
+            if not results:
+                continue
+            server = "echo" if path == DIRECT else "gateway"
+            lost = sum(result["lost"] for result in results)
+            row = {
+                "workload": workload,
+                "title": title,
+                "path": path,
+                "rt_per_s": median_of(results, "rt_per_s"),
+                "rt_per_s_min": min(result["rt_per_s"] for result in results),
+                "rt_per_s_max": max(result["rt_per_s"] for result in results),
+                "server_cpu_us_per_rt": median_of(results, f"{server}_cpu_us_per_rt"),
+                "echo_cpu_us_per_rt": median_of(results, "echo_cpu_us_per_rt"),
+                "p50_us": median_of(results, "p50_us"),
+                "p99_us": median_of(results, "p99_us"),
+                "p999_us": median_of(results, "p999_us"),
+                "lost": lost,
+                "lost_percent": 100 * lost / max(1, lost + sum(r["round_trips"] for r in results)),
+                "echo_drops": sum(result["echo_drops"] for result in results),
+                "unexpected": sum(result["unexpected"] for result in results),
+                "corrupt": sum(result["corrupt"] for result in results),
+                "rss_kib": median_of(results, "gateway_rss_kib") if path != DIRECT else None,
+            }
+            if path == DIRECT:
+                direct = row
+            if direct:
+                row["rt_ratio"] = row["rt_per_s"] / direct["rt_per_s"]
+                row["cpu_ratio"] = row["server_cpu_us_per_rt"] / direct["server_cpu_us_per_rt"]
+                row["p50_ratio"] = row["p50_us"] / direct["p50_us"]
+            rows.append(row)
+    return rows
+
+
+def idle_rows(runs):
+    return [
+        {"path": run["path"], **run["result"]}
+        for run in runs
+        if run["workload"] == "idle" and run["result"]
+    ]
+
+
+def table(rows, idle):
+    head = ["workload", "path", "rt/s", "of direct", "server us/rt", "of echo"]
+    head += ["p50 us", "p99 us", "p99.9 us", "lost %", "RSS MiB"]
+    lines = [head]
+    for row in rows:
+        rss = row["rss_kib"]
+        lines.append(
+            [
+                row["title"],
+                row["path"],
+                f"{row['rt_per_s']:,.0f}",
+                f"{row['rt_ratio']:.2f}" if "rt_ratio" in row else "-",
+                f"{row['server_cpu_us_per_rt']:.2f}",
+                f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else "-",
+                f"{row['p50_us']:,.1f}",
+                f"{row['p99_us']:,.1f}",
+                f"{row['p999_us']:,.1f}",
+                f"{row['lost_percent']:.4f}" if row["lost"] else "0",
+                f"{rss / 1024:.1f}" if rss else "-",
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = []
+    previous = None
+    for line in lines:
+        if previous not in (None, line[0]):
+            text.append("")
+        previous = line[0]
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths))
+        ]
+        text.append("  ".join(cells).rstrip())
+    text.append("")
+    for row in idle:
+        text.append(
+            f"{IDLE}, {row['path']}: {row['gateway_rss_kib'] / 1024:.1f} MiB resident "
+            f"({row['gateway_rss_empty_kib'] / 1024:.1f} with none), "
+            f"{row['gateway_threads']} threads, {row['gateway_descriptors']} descriptors"
+        )
+    for row in rows:
+        for what in ("corrupt", "unexpected", "echo_drops"):
+            if row[what]:
+                named = {
+                    "corrupt": "answers were wrong",
+                    "unexpected": "answers came twice or after 200 ms",
+                    "echo_drops": "datagrams were lost by the echo server, not by the path",
+                }[what]
+                text.append(f"note: {row['title']}, {row['path']}: {row[what]} {named}")
+    return "\n".join(text)
+
+
+def bar(rows, idle):
+    """The bar's points for our own paths: (passed, text)."""
+    points = []
+
+    def point(passed, text):
+        points.append({"passed": bool(passed), "text": text})
+
+    ours = [row for row in rows if row["path"].startswith("udpferry")]
+    for row in ours:
+        if row["workload"] in CPU_RATIO_MAX and "cpu_ratio" in row:
+            limit = CPU_RATIO_MAX[row["workload"]]
+            point(
+                row["cpu_ratio"] <= limit,
+                f"{row['path']}, {row['title']}: {row['cpu_ratio']:.2f} times the echo server's "
+                f"CPU time (at most {limit})",
+            )
+            point(
+                row["lost"] == 0 and row["corrupt"] == 0,
+                f"{row['path']}, {row['title']}: {row['lost']} lost, {row['corrupt']} corrupt "
+                f"(none; {row['echo_drops']} dropped by the echo server)",
+            )
+        if row["workload"] == "one" and "p50_ratio" in row:
+            point(
+                row["p50_ratio"] <= P50_RATIO_MAX,
+                f"{row['path']}, {row['title']}: p50 {row['p50_us']:.1f} us, "
+                f"{row['p50_ratio']:.2f} times direct (at most {P50_RATIO_MAX})",
+            )
+    for row in idle:
+        if row["path"].startswith("udpferry"):
+            rss = row["gateway_rss_kib"] / 1024
+            point(
+                rss <= IDLE_RSS_MIB_MAX,
+                f"{row['path']}, {IDLE}: {rss:.1f} MiB (at most {IDLE_RSS_MIB_MAX})",
+            )
+    return points
+
+
+def svg(rows, paths, caption):
+    """Two panels of grouped bars: round trips per second, and CPU time per round trip."""
+    panel_height, bar_width, group_gap, left = 200, 26, 30, 70
+    workloads = [workload for workload in WORKLOADS if any(r["workload"] == workload for r in rows)]
+    # Wide enough for a workload's name.
+    group_width = max(bar_width * len(paths) + group_gap, 150)
+    width = left + group_width * len(workloads) + 20
+    parts = []
+
+    def text(x, y, content, anchor="middle", size=11):
+        parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">'
+            f"{html.escape(content)}</text>"
+        )
+
+    y = 24
+    text(left, y, "udpgw: " + caption, "start", 12)
+    for index, path in enumerate(paths):
+        y += 18
+        colour = COLOURS[index % len(COLOURS)]
+        parts.append(f'<rect x="{left}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
+        text(left + 18, y, path, "start")
+    panels = [
+        ("rt_per_s", "round trips per second (more is better)", "{:,.0f}"),
+        ("server_cpu_us_per_rt", "server CPU, us per round trip (less is better)", "{:.1f}"),
+    ]
+    for field, title, form in panels:
+        y += 34
+        text(left, y, title, "start", 13)
+        base = y + 16 + panel_height
+        top = max(row[field] for row in rows) or 1
+        parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{base}" y2="{base}" stroke="#333"/>')
+        for group, workload in enumerate(workloads):
+            x = left + group * group_width
+            text(x + bar_width * len(paths) / 2, base + 16, WORKLOADS[workload])
+            for index, path in enumerate(paths):
+                for row in rows:
+                    if (row["workload"], row["path"]) != (workload, path):
+                        continue
+                    height = panel_height * row[field] / top
+                    bar_x = x + index * bar_width
+                    parts.append(
+                        f'<rect x="{bar_x}" y="{base - height:.1f}" width="{bar_width - 3}" '
+                        f'height="{height:.1f}" fill="{COLOURS[index % len(COLOURS)]}"/>'
+                    )
+                    value = row[field]
+                    label = f"{value / 1000:.0f}k" if field == "rt_per_s" else form.format(value)
+                    text(bar_x + bar_width / 2, base - height - 4, label, size=9)
+        y = base + 20
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y + 16}" '
+        f'font-family="sans-serif"><rect width="100%" height="100%" fill="white"/>'
+        + "\n".join(parts)
+        + "</svg>\n"
+    )
+
+
+def processor():
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for option in ("runs", "paths", "out", "seconds", "took", "busy-percent", "commit"):
+        parser.add_argument(f"--{option}", required=True)
+    args = parser.parse_args()
+    with open(args.runs, encoding="utf-8") as lines:
+        runs = [json.loads(line) for line in lines]
+    with open(args.paths, encoding="utf-8") as lines:
+        commands = dict(line.rstrip("\n").split("\t", 1) for line in lines)
+    paths = list(commands)
+    rows = summarise(runs, paths)
+    if not rows:
+        raise SystemExit("nothing was measured")
+    idle = idle_rows(runs)
+    points = bar(rows, idle)
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": args.commit,
+        "busy_percent_before": int(args.busy_percent),
+    }
+    repeats = max(run["run"] for run in runs)
+    caption = (
+        f"{machine['processor']}, {machine['cores']} cores, Linux {machine['kernel']}, "
+        f"{machine['date']}, {args.commit}"
+    )
+    note = f"medians of {repeats} interleaved runs of {args.seconds} s; took {args.took} s"
+    text = [caption, note, "", table(rows, idle), "", "the bar:"]
+    text += [f"  {'PASS' if p['passed'] else 'MISS'}  {p['text']}" for p in points]
+    if machine["busy_percent_before"] > BUSY_PERCENT_MAX:
+        busy = f"others used {args.busy_percent} % of a core before this began: run it again"
+        text += ["", f"note: {busy}"]
+    text = "\n".join(text) + "\n"
+    print(text, end="")
+    report = {
+        "machine": machine,
+        "seconds": float(args.seconds),
+        "paths": commands,
+        "summary": rows,
+        "idle": idle,
+        "bar": points,
+        "runs": runs,
+    }
+    with open(os.path.join(args.out, "udpgw.json"), "w", encoding="utf-8") as out:
+        json.dump(report, out, indent=1)
+        out.write("\n")
+    with open(os.path.join(args.out, "udpgw.svg"), "w", encoding="utf-8") as out:
+        out.write(svg(rows, paths, caption))
+    with open(os.path.join(args.out, "udpgw.txt"), "w", encoding="utf-8") as out:
+        out.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,11 +60,11 @@ pub struct SendReport {
 
 /// The arrays behind `sendmmsg`.
 pub struct SendQueue {
-    headers: Box<[libc::mmsghdr; SEND_BATCH]>,
-    payloads: Box<[libc::iovec; SEND_BATCH]>,
-    names: Box<[Name; SEND_BATCH]>,
-    controls: Box<[Control; SEND_BATCH]>,
-    trains: Box<[Train; SEND_BATCH]>,
+    headers: Box<[libc::mmsghdr]>,
+    payloads: Box<[libc::iovec]>,
+    names: Box<[Name]>,
+    controls: Box<[Control]>,
+    trains: Box<[Train]>,
 }
 
 /// One message of a batch: a datagram, or several of one size to one destination.
@@ -93,11 +93,11 @@ impl Default for SendQueue {
             )
         };
         SendQueue {
-            headers: Box::new([header; SEND_BATCH]),
-            payloads: Box::new([payload; SEND_BATCH]),
-            names: Box::new([name; SEND_BATCH]),
-            controls: Box::new([Control([0; CONTROL_LEN]); SEND_BATCH]),
-            trains: Box::new([Train::default(); SEND_BATCH]),
+            headers: vec![header; SEND_BATCH].into(),
+            payloads: vec![payload; SEND_BATCH].into(),
+            names: vec![name; SEND_BATCH].into(),
+            controls: vec![Control([0; CONTROL_LEN]); SEND_BATCH].into(),
+            trains: vec![Train::default(); SEND_BATCH].into(),
         }
     }
 }
@@ -337,10 +337,10 @@ impl<'a> Received<'a> {
 
 /// The arrays and buffers behind `recvmmsg`.
 pub struct ReceiveQueue {
-    headers: Box<[libc::mmsghdr; RECEIVE_BATCH]>,
-    payloads: Box<[libc::iovec; RECEIVE_BATCH]>,
-    names: Box<[Name; RECEIVE_BATCH]>,
-    controls: Box<[Control; RECEIVE_BATCH]>,
+    headers: Box<[libc::mmsghdr]>,
+    payloads: Box<[libc::iovec]>,
+    names: Box<[Name]>,
+    controls: Box<[Control]>,
     /// RECEIVE_BATCH slots; untouched pages cost nothing.
     bytes: Vec<u8>,
     received: usize,
@@ -361,10 +361,10 @@ impl Default for ReceiveQueue {
             )
         };
         ReceiveQueue {
-            headers: Box::new([header; RECEIVE_BATCH]),
-            payloads: Box::new([payload; RECEIVE_BATCH]),
-            names: Box::new([name; RECEIVE_BATCH]),
-            controls: Box::new([Control([0; CONTROL_LEN]); RECEIVE_BATCH]),
+            headers: vec![header; RECEIVE_BATCH].into(),
+            payloads: vec![payload; RECEIVE_BATCH].into(),
+            names: vec![name; RECEIVE_BATCH].into(),
+            controls: vec![Control([0; CONTROL_LEN]); RECEIVE_BATCH].into(),
             bytes: vec![0; RECEIVE_BATCH * RECEIVE_SLOT],
             received: 0,
         }

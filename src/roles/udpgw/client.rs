@@ -258,6 +258,7 @@ impl Client {
 
     /// Takes the PROXY header off the front of the stream, and nothing more. `Ok(false)` while it
     /// is incomplete.
+    #[inline(never)] // Its buffer would be a page of every client's stack for life.
     fn read_proxy_header(&mut self) -> Result<bool, String> {
         let mut bytes = [0; proxy_protocol::HEADER_MAX];
         let socket = self.stream.socket();

@@ -44,6 +44,7 @@ pub(super) struct Workbench {
 }
 
 impl Workbench {
+    #[inline(never)] // Rarely called, from where every client's stack would pay for it.
     fn new() -> Workbench {
         Workbench {
             input: vec![0; INPUT_LEN],

@@ -1,33 +1,103 @@
-//! A client's byte stream: TCP, or TLS over it.
+//! A byte stream over TCP: TCP alone, or TLS from either side.
 
 use super::tls::TlsStream;
+use mio::event::Source;
 use mio::net::TcpStream;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+/// A non-blocking TCP socket that several threads may look at and one reads and writes.
+#[derive(Debug, Clone)]
+pub struct Socket(Arc<TcpStream>);
+
+impl Socket {
+    /// Takes the socket over.
+    pub fn new(stream: TcpStream) -> Socket {
+        Socket(Arc::new(stream))
+    }
+
+    /// The socket itself, for options and for peeking.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.0
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(bytes)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Source for Socket {
+    fn register(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        SourceFd(&self.0.as_raw_fd()).register(registry, token, interest)
+    }
+
+    fn reregister(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        SourceFd(&self.0.as_raw_fd()).reregister(registry, token, interest)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        SourceFd(&self.0.as_raw_fd()).deregister(registry)
+    }
+}
 
 /// A non-blocking stream. A TLS stream has one owner that reads and writes it: it cannot be split.
 #[derive(Debug)]
 pub enum Stream {
     /// TCP alone.
-    Plain(TcpStream),
-    /// TLS; the box keeps plain clients small.
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    /// The server's end of TLS; the box keeps plain streams small.
+    Server(Box<TlsStream<Socket>>),
+    /// The client's end of TLS, after its handshake.
+    Client(Box<native_tls::TlsStream<Socket>>),
 }
 
 impl Stream {
-    /// The TCP socket, for registration with a poll.
-    pub fn socket(&mut self) -> &mut TcpStream {
+    /// The TCP socket below.
+    pub fn socket(&mut self) -> &mut Socket {
         match self {
             Stream::Plain(socket) => socket,
-            Stream::Tls(stream) => stream.get_mut(),
+            Stream::Server(stream) => stream.get_mut(),
+            Stream::Client(stream) => stream.get_mut(),
         }
     }
 
-    /// Goes on with the TLS handshake; a plain stream has none. `WouldBlock` when the other side's
-    /// turn has come.
+    /// Goes on with a server's TLS handshake; other streams have none left. `WouldBlock` when the
+    /// other side's turn has come.
     pub fn handshake(&mut self) -> io::Result<()> {
         match self {
-            Stream::Plain(_) => Ok(()),
-            Stream::Tls(stream) => stream.handshake(),
+            Stream::Server(stream) => stream.handshake(),
+            Stream::Plain(_) | Stream::Client(_) => Ok(()),
         }
     }
 
@@ -42,8 +112,11 @@ impl Stream {
 
     /// Says goodbye in TLS, if that needs no waiting.
     pub fn close(&mut self) {
-        if let Stream::Tls(stream) = self {
-            stream.close();
+        match self {
+            Stream::Plain(_) => {}
+            Stream::Server(stream) => stream.close(),
+            // The connection ends whatever comes of it.
+            Stream::Client(stream) => drop(stream.shutdown()),
         }
     }
 }
@@ -52,7 +125,8 @@ impl Read for Stream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.read(bytes),
-            Stream::Tls(stream) => stream.read(bytes),
+            Stream::Server(stream) => stream.read(bytes),
+            Stream::Client(stream) => stream.read(bytes),
         }
     }
 }
@@ -61,7 +135,8 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.write(bytes),
-            Stream::Tls(stream) => stream.write(bytes),
+            Stream::Server(stream) => stream.write(bytes),
+            Stream::Client(stream) => stream.write(bytes),
         }
     }
 

@@ -6,6 +6,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Socket buffer sizes in bytes; 0 leaves the system's.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,8 +21,8 @@ pub struct Buffers {
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: mio::net::UdpSocket,
-    segmentation: bool,
-    kernel_drops: u32,
+    segmentation: AtomicBool,
+    kernel_drops: AtomicU32,
 }
 
 /// The wildcard address of `like`'s family with port 0: the kernel picks a random free port.
@@ -59,8 +60,8 @@ impl UdpSocket {
         socket.bind(&local.into())?;
         Ok(UdpSocket {
             socket: mio::net::UdpSocket::from_std(socket.into()),
-            segmentation: true,
-            kernel_drops: 0,
+            segmentation: AtomicBool::new(true),
+            kernel_drops: AtomicU32::new(0),
         })
     }
 
@@ -82,12 +83,12 @@ impl UdpSocket {
 
     /// Starts a batch of datagrams out of this socket.
     pub fn batch<'q, 'd>(&'q self, queue: &'q mut SendQueue) -> SendBatch<'q, 'd> {
-        queue.batch(&self.socket, self.segmentation)
+        queue.batch(&self.socket, self.segmentation.load(Ordering::Relaxed))
     }
 
     /// Remembers that the kernel or the route's device does not segment.
-    pub fn stop_segmentation(&mut self) {
-        self.segmentation = false;
+    pub fn stop_segmentation(&self) {
+        self.segmentation.store(false, Ordering::Relaxed);
     }
 
     /// Receives a batch; see [`ReceiveQueue::receive`].
@@ -97,13 +98,11 @@ impl UdpSocket {
 
     /// How many datagrams the kernel has dropped on this socket since the last question, as told by
     /// the batch just received.
-    pub fn new_kernel_drops(&mut self, queue: &ReceiveQueue) -> u32 {
+    pub fn new_kernel_drops(&self, queue: &ReceiveQueue) -> u32 {
         let Some(drops) = queue.kernel_drops() else {
             return 0;
         };
-        let new = drops.wrapping_sub(self.kernel_drops);
-        self.kernel_drops = drops;
-        new
+        drops.wrapping_sub(self.kernel_drops.swap(drops, Ordering::Relaxed))
     }
 }
 

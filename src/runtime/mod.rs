@@ -10,4 +10,5 @@ pub mod privileges;
 pub mod queue;
 pub mod scrape;
 pub mod signals;
+pub mod stock;
 pub mod thread;

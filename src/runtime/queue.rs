@@ -21,7 +21,18 @@ struct Shared {
     waker: Waker,
     /// Set while a wake is under way that the receiver has not answered: one wake serves all.
     woken: AtomicBool,
+    /// Asked to end, ahead of whatever waits.
+    closed: AtomicBool,
     dropped: AtomicU64,
+}
+
+impl Shared {
+    fn wake(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            // Writing to an eventfd fails only when its counter is full, and then it is awake.
+            let _: io::Result<()> = self.waker.wake();
+        }
+    }
 }
 
 /// The sending end; clones send into the same queue. When it is full the newest message is refused.
@@ -65,11 +76,14 @@ impl<T> Sender<T> {
             }
             TrySendError::Disconnected(message) => NotSent::Closed(message),
         })?;
-        if !self.shared.woken.swap(true, Ordering::AcqRel) {
-            // Writing to an eventfd fails only when its counter is full, and then it is awake.
-            let _: io::Result<()> = self.shared.waker.wake();
-        }
+        self.shared.wake();
         Ok(())
+    }
+
+    /// Asks the receiver to end. It sees that at once, however much waits in the queue.
+    pub fn close(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.wake();
     }
 
     /// Messages refused because the queue was full.
@@ -79,6 +93,11 @@ impl<T> Sender<T> {
 }
 
 impl<T> Receiver<T> {
+    /// Whether a sender has asked to end.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
+    }
+
     /// What waits now, without blocking. To be called when the waker's token is ready, until it
     /// yields no more.
     pub fn drain(&self) -> impl Iterator<Item = T> + '_ {
@@ -110,6 +129,21 @@ mod tests {
             assert_eq!(receiver.drain().collect::<Vec<_>>(), [expected]);
             thread.join().unwrap();
         }
+    }
+
+    #[test]
+    fn a_close_wakes_and_is_seen_ahead_of_what_waits() {
+        let mut events = EventLoop::new().unwrap();
+        let (sender, receiver) = bounded(1, events.waker(Token(0)).unwrap());
+        sender.send(1).unwrap();
+        events.wait(None).unwrap();
+        assert!(events.next_ready().is_some());
+        assert_eq!(receiver.drain().take(0).count(), 0);
+        assert!(!receiver.is_closed());
+        sender.close();
+        events.wait(None).unwrap();
+        assert!(events.next_ready().is_some());
+        assert!(receiver.is_closed());
     }
 
     #[test]

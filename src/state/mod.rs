@@ -4,5 +4,6 @@ pub mod access;
 pub mod admission;
 pub mod backoff;
 pub mod flow_table;
+pub mod link_choice;
 pub mod port_pool;
 pub mod token_bucket;

@@ -4,5 +4,6 @@
 pub mod cursor;
 pub mod dns;
 pub mod length_prefix;
+pub mod pool;
 pub mod proxy_protocol;
 pub mod udpgw;

@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+/// linux/sockios.h; the libc crate does not have it.
+const SIOCOUTQNSD: libc::Ioctl = 0x894B;
+
 /// Lets the kernel hand over runs of datagrams merged (`UDP_GRO`, Linux 5.0).
 pub fn receive_merged(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
@@ -11,6 +14,28 @@ pub fn receive_merged(socket: &impl AsFd) -> io::Result<()> {
 /// Lets received messages carry the socket's count of dropped datagrams (`SO_RXQ_OVFL`).
 pub fn report_drops(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
+}
+
+/// Bytes that a TCP socket has taken and the other side has not acknowledged, sent or not
+/// (`SIOCOUTQ`, tcp(7)).
+pub fn unacknowledged(socket: &impl AsFd) -> io::Result<usize> {
+    read_count(socket, libc::TIOCOUTQ)
+}
+
+/// Those of [`unacknowledged`] that have not been sent yet (`SIOCOUTQNSD`, linux/sockios.h).
+pub fn unsent(socket: &impl AsFd) -> io::Result<usize> {
+    read_count(socket, SIOCOUTQNSD)
+}
+
+fn read_count(socket: &impl AsFd, request: libc::Ioctl) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: both requests that come here write one int, into `bytes`.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &raw mut bytes) };
+    if result == 0 {
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn set_int(
@@ -25,4 +50,29 @@ fn set_int(
         libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), len)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn what_a_peer_does_not_acknowledge_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(unacknowledged(&sender).unwrap(), 0);
+        sender.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(len) = sender.write(&[0; 65_536]) {
+            written += len;
+        }
+        let waiting = unacknowledged(&sender).unwrap();
+        assert!(waiting > 0 && waiting <= written, "{waiting} of {written}");
+        assert!((1..=waiting).contains(&unsent(&sender).unwrap()));
+        let (mut receiver, _) = listener.accept().unwrap();
+        drop(sender);
+        assert_eq!(receiver.read_to_end(&mut Vec::new()).unwrap(), written);
+    }
 }

@@ -5,7 +5,7 @@ use super::sockets::{PortPools, Sockets};
 use super::workbench::{Workbench, Workbenches};
 use super::{Config, inbound, outbound};
 use crate::net::resolver::Resolver;
-use crate::net::stream::Stream;
+use crate::net::stream::{Socket, Stream};
 use crate::net::tls::Acceptor;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
@@ -112,15 +112,16 @@ impl Client {
         shared: Arc<Shared>,
         id: u64,
         address: SocketAddr,
-        mut socket: TcpStream,
+        socket: TcpStream,
         mut events: EventLoop,
         stop: Receiver<Stop>,
         acceptor: Option<&Acceptor>,
     ) -> io::Result<Client> {
+        let mut socket = Socket::new(socket);
         events.register(&mut socket, STREAM, Interest::READABLE | Interest::WRITABLE)?;
         let stream = match acceptor {
             Some(acceptor) => {
-                Stream::Tls(Box::new(acceptor.wrap(socket).map_err(io::Error::other)?))
+                Stream::Server(Box::new(acceptor.wrap(socket).map_err(io::Error::other)?))
             }
             None => Stream::Plain(socket),
         };
@@ -262,7 +263,7 @@ impl Client {
     fn read_proxy_header(&mut self) -> Result<bool, String> {
         let mut bytes = [0; proxy_protocol::HEADER_MAX];
         let socket = self.stream.socket();
-        let len = match socket.peek(&mut bytes) {
+        let len = match socket.tcp().peek(&mut bytes) {
             Ok(0) => return Err("connection closed".to_owned()),
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),

@@ -149,7 +149,7 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<(), Error> {
     let shared = Arc::new(Shared {
         counters,
         resolver: Resolver::new(config.dns, Path::new(RESOLV_CONF)),
-        workbenches: Workbenches::default(),
+        workbenches: Workbenches::new(),
         pools: port_pools(&config),
         admission: Mutex::new(Admission::new(config.clients_per_address_max)),
         log_gate: Mutex::new(LogGate::new(GATEWAY_LOG_LINES.0, GATEWAY_LOG_LINES.1)),

@@ -6,8 +6,8 @@
 
 use super::sockets::SocketId;
 use crate::net::sys::mmsg::{ReceiveQueue, SendQueue};
+use crate::runtime::stock::Stock;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 
 /// Room for one read of the stream: as much as two of the longest frames, and what the default
 /// TCP buffer hands over at once.
@@ -58,18 +58,19 @@ impl Workbench {
 }
 
 /// The workbenches that nobody uses at the moment.
-#[derive(Default)]
 pub(super) struct Workbenches {
-    #[allow(clippy::vec_box)]
-    // Boxes go from thread to thread without copying 200 bytes each time.
-    idle: Mutex<Vec<Box<Workbench>>>,
+    idle: Stock<Box<Workbench>>,
 }
 
 impl Workbenches {
+    /// None yet.
+    pub(super) fn new() -> Workbenches {
+        Workbenches { idle: Stock::new(KEPT_MAX) }
+    }
+
     /// The one that was given back last, or a new one.
     pub(super) fn take(&self) -> Box<Workbench> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.unwrap_or_else(|| Box::new(Workbench::new()))
+        self.idle.take(|| Box::new(Workbench::new()))
     }
 
     /// Gives it back, emptied.
@@ -78,9 +79,6 @@ impl Workbenches {
         bench.sending.clear();
         bench.output.clear();
         bench.output.shrink_to(OUTPUT_KEPT);
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < KEPT_MAX {
-            idle.push(bench);
-        }
+        self.idle.give_back(bench);
     }
 }

@@ -1,0 +1,209 @@
+//! Which of a session's connections takes the next batch.
+//!
+//! A batch goes on the connection of the batch before as long as that one sends at once: order is
+//! kept, and few threads wake. When bytes wait there, the batch goes where the fewest wait or are
+//! unacknowledged. A connection that has had unacknowledged bytes for a while and no progress is
+//! stalled: it gets nothing more while another can take it. That is what keeps a black-holed
+//! connection from swallowing its share until TCP gives it up.
+
+use std::time::{Duration, Instant};
+
+/// Unacknowledged bytes without progress for so long make a stalled connection: longer than the
+/// round trips that people use (a satellite has 600 ms, and then the rule finds all connections
+/// alike), and TCP's own first retransmission timeout (200 ms at least) has had its chance.
+const STALLED_AFTER: Duration = Duration::from_millis(400);
+
+/// The state of one connection, as seen from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Datagrams in its queue.
+    pub queued_datagrams: usize,
+    /// Bytes that have not been sent: in its queue, and in the kernel.
+    pub unsent: usize,
+    /// Bytes sent and not acknowledged.
+    pub unacknowledged: usize,
+    /// Bytes ever acknowledged.
+    pub acknowledged: u64,
+}
+
+impl Load {
+    fn waiting(self) -> usize {
+        self.unsent.saturating_add(self.unacknowledged)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    id: u64,
+    acknowledged: u64,
+    progress: Instant,
+}
+
+/// A session's connections that are up.
+#[derive(Debug)]
+pub struct LinkChoice {
+    links: Vec<Link>,
+    last: Option<u64>,
+    queue_datagrams_max: usize,
+}
+
+impl LinkChoice {
+    /// No connections yet; each takes at most `queue_datagrams_max` datagrams into its queue.
+    pub fn new(queue_datagrams_max: usize) -> LinkChoice {
+        LinkChoice { links: Vec::new(), last: None, queue_datagrams_max }
+    }
+
+    /// A connection has come up.
+    pub fn add(&mut self, id: u64, now: Instant) {
+        self.links.push(Link { id, acknowledged: 0, progress: now });
+    }
+
+    /// A connection has gone down.
+    pub fn remove(&mut self, id: u64) {
+        self.links.retain(|link| link.id != id);
+    }
+
+    /// Whether no connection is up.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// The connection for the next batch. `load` tells of one connection, and is asked of others
+    /// than the last only when that one does not send at once. `None` when every queue is full.
+    pub fn choose(&mut self, now: Instant, load: impl Fn(u64) -> Load) -> Option<u64> {
+        let queue_datagrams_max = self.queue_datagrams_max;
+        let mut look = |link: &mut Link| {
+            let load = load(link.id);
+            if load.waiting() == 0 || load.acknowledged != link.acknowledged {
+                link.acknowledged = load.acknowledged;
+                link.progress = now;
+            }
+            let is_stalled = now.saturating_duration_since(link.progress) >= STALLED_AFTER;
+            let has_room = load.queued_datagrams < queue_datagrams_max;
+            (has_room, is_stalled, load)
+        };
+        if let Some(last) = self.last {
+            if let Some(link) = self.links.iter_mut().find(|link| link.id == last) {
+                let (has_room, is_stalled, load) = look(link);
+                if has_room && !is_stalled && load.unsent == 0 {
+                    return Some(last);
+                }
+            }
+        }
+        let chosen = self
+            .links
+            .iter_mut()
+            .filter_map(|link| {
+                let (has_room, is_stalled, load) = look(link);
+                has_room.then_some((is_stalled, load.waiting(), link.id))
+            })
+            .min()
+            .map(|(_, _, id)| id);
+        if chosen.is_some() {
+            self.last = chosen;
+        }
+        chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[allow(clippy::disallowed_methods)] // Tests count from whatever instant they start at.
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn unsent(unsent: usize) -> Load {
+        Load { unsent, ..Load::default() }
+    }
+
+    #[test]
+    fn stays_while_the_last_one_sends_at_once_and_leaves_when_bytes_wait() {
+        let now = start();
+        let mut choice = LinkChoice::new(128);
+        assert_eq!(choice.choose(now, |_| Load::default()), None);
+        for id in 0..3 {
+            choice.add(id, now);
+        }
+        assert_eq!(choice.choose(now, |id| unsent([5, 0, 7][id as usize])), Some(1));
+        let sent_but_not_acknowledged = Load { unacknowledged: 9, ..Load::default() };
+        assert_eq!(choice.choose(now, |_| sent_but_not_acknowledged), Some(1));
+        assert_eq!(choice.choose(now, |id| unsent([5, 6, 7][id as usize])), Some(0));
+        choice.remove(0);
+        assert_eq!(choice.choose(now, |id| unsent([0, 6, 7][id as usize])), Some(1));
+    }
+
+    #[test]
+    fn full_queues_are_passed_over() {
+        let now = start();
+        let mut choice = LinkChoice::new(2);
+        choice.add(0, now);
+        choice.add(1, now);
+        let load = |queued: [usize; 2]| {
+            move |id: u64| Load { queued_datagrams: queued[id as usize], ..Load::default() }
+        };
+        assert_eq!(choice.choose(now, load([2, 1])), Some(1));
+        assert_eq!(choice.choose(now, load([2, 2])), None);
+    }
+
+    #[test]
+    fn when_all_are_stalled_the_least_loaded_still_takes_it() {
+        let begin = start();
+        let mut choice = LinkChoice::new(128);
+        choice.add(0, begin);
+        choice.add(1, begin);
+        let later = begin + STALLED_AFTER;
+        assert_eq!(choice.choose(later, |id| unsent([8, 4][id as usize])), Some(1));
+    }
+
+    /// Eight connections that acknowledge after 40 ms; one of them goes black in mid-flow.
+    #[test]
+    fn a_black_hole_swallows_for_less_than_half_a_second() {
+        let begin = start();
+        let mut choice = LinkChoice::new(128);
+        // Per connection: bytes ever given, and (when, bytes) of what is under way.
+        type Wire = (u64, Vec<(u64, usize)>);
+        let wires: RefCell<Vec<Wire>> = RefCell::new(vec![(0, Vec::new()); 8]);
+        for id in 0..8 {
+            choice.add(id, begin);
+        }
+        let mut black: Option<u64> = None;
+        let mut lost_until = 0;
+        for millisecond in 0..5_000u64 {
+            let now = begin + Duration::from_millis(millisecond);
+            for (id, (_, under_way)) in wires.borrow_mut().iter_mut().enumerate() {
+                if black != Some(id as u64) {
+                    under_way.retain(|(sent, _)| sent + 40 > millisecond);
+                }
+            }
+            let chosen = choice
+                .choose(now, |id| {
+                    let wires = wires.borrow();
+                    let (given, under_way) = &wires[id as usize];
+                    let unacknowledged: usize = under_way.iter().map(|(_, bytes)| bytes).sum();
+                    // A window of 14,600 bytes; the rest is unsent.
+                    let unsent = unacknowledged.saturating_sub(14_600);
+                    Load {
+                        queued_datagrams: 0,
+                        unsent,
+                        unacknowledged: unacknowledged - unsent,
+                        acknowledged: given - unacknowledged as u64,
+                    }
+                })
+                .unwrap();
+            if millisecond == 1000 {
+                black = Some(chosen);
+            }
+            if black == Some(chosen) {
+                lost_until = millisecond;
+            }
+            let wire = &mut wires.borrow_mut()[chosen as usize];
+            wire.0 += 1200;
+            wire.1.push((millisecond, 1200));
+        }
+        assert!(lost_until < 1500, "the black hole still got datagrams at {lost_until} ms");
+    }
+}

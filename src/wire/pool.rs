@@ -1,0 +1,123 @@
+//! The pool protocol: the datagrams of one UDP endpoint spread over many TLS or TCP connections.
+//!
+//! ```text
+//! client to server, once per connection: session id (16 bytes, a version 4 UUID)
+//! then both ways: frame = length:u16 big-endian (of what follows) . datagram
+//! ```
+//!
+//! Source: PyPI udp-over-tls-pool 0.1.1, udp_over_tls_pool/*.py. A length of 0 is an empty
+//! datagram. Mullvad's udp-over-tcp has the same frames and no session id.
+//!
+//! ```
+//! use udpferry::wire::pool::{SessionId, write_frame};
+//! let mut stream = Vec::new();
+//! assert!(write_frame(&mut stream, b"hi"));
+//! assert_eq!(stream, [0, 2, b'h', b'i']);
+//! let id = SessionId::from_random([0xff; 16]);
+//! assert_eq!(id.to_string(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+//! ```
+
+use super::cursor::Cursor;
+use super::length_prefix::ByteOrder;
+use std::fmt;
+
+/// The length prefix counts in this order.
+pub const BYTE_ORDER: ByteOrder = ByteOrder::Big;
+/// Bytes of a session id.
+pub const SESSION_ID_LEN: usize = 16;
+/// The largest datagram that a frame holds; UDP over IPv4 carries 65,507.
+pub const DATAGRAM_LEN_MAX: usize = 65_535;
+
+/// What the connections of one session have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId([u8; SESSION_ID_LEN]);
+
+impl SessionId {
+    /// A version 4 UUID (RFC 9562 §5.4) of these random bytes.
+    pub fn from_random(bytes: [u8; SESSION_ID_LEN]) -> SessionId {
+        let id = u128::from_be_bytes(bytes);
+        let id = id & !(0xf << 76) | 4 << 76;
+        let id = id & !(0b11 << 62) | 0b10 << 62;
+        SessionId(id.to_be_bytes())
+    }
+
+    /// The id at the front of a stream; `None` until all of it is there. Any 16 bytes are one: the
+    /// peer's server does not look at the version either.
+    pub fn parse(bytes: &[u8]) -> Option<SessionId> {
+        Cursor::new(bytes).take_array().map(SessionId)
+    }
+
+    /// As on the wire.
+    pub fn bytes(self) -> [u8; SESSION_ID_LEN] {
+        self.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, byte) in self.0.iter().enumerate() {
+            if matches!(place, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Appends a datagram's frame. Returns false, and appends nothing, when it is longer than
+/// [`DATAGRAM_LEN_MAX`].
+pub fn write_frame(out: &mut Vec<u8>, datagram: &[u8]) -> bool {
+    let Ok(len) = u16::try_from(datagram.len()) else {
+        return false;
+    };
+    out.extend_from_slice(&BYTE_ORDER.prefix(len));
+    out.extend_from_slice(datagram);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::length_prefix::Frames;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_id_is_there_when_all_of_it_is() {
+        let id = SessionId::from_random([7; 16]);
+        let bytes = id.bytes();
+        assert_eq!(SessionId::parse(&bytes), Some(id));
+        assert_eq!(SessionId::parse(&bytes[..15]), None);
+        assert_eq!(id.to_string(), "07070707-0707-4707-8707-070707070707");
+    }
+
+    #[test]
+    fn a_datagram_that_no_length_can_tell_is_refused() {
+        let mut out = Vec::new();
+        assert!(!write_frame(&mut out, &[0; 65_536]));
+        assert!(out.is_empty());
+        assert!(write_frame(&mut out, &[0; 65_535]));
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_is_a_version_4_uuid(bytes: [u8; 16]) {
+            let text = SessionId::from_random(bytes).to_string();
+            prop_assert_eq!(&text[14..15], "4");
+            prop_assert!("89ab".contains(&text[19..20]));
+        }
+
+        #[test]
+        fn frames_read_back(datagrams in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..50), 0..10,
+        )) {
+            let mut stream = Vec::new();
+            for datagram in &datagrams {
+                prop_assert!(write_frame(&mut stream, datagram));
+            }
+            let frames = Frames::new(&stream, BYTE_ORDER, DATAGRAM_LEN_MAX);
+            let found: Vec<_> = frames.map(|frame| frame.unwrap().to_vec()).collect();
+            prop_assert_eq!(found, datagrams);
+        }
+    }
+}

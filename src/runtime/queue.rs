@@ -52,8 +52,12 @@ pub struct Receiver<T> {
 /// A queue of at most `capacity` messages, whose receiver `waker` wakes.
 pub fn bounded<T>(capacity: usize, waker: Waker) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = crossbeam_channel::bounded(capacity);
-    let shared =
-        Arc::new(Shared { waker, woken: AtomicBool::new(false), dropped: AtomicU64::new(0) });
+    let shared = Arc::new(Shared {
+        waker,
+        woken: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+        dropped: AtomicU64::new(0),
+    });
     (
         Sender { channel: sender, shared: Arc::clone(&shared) },
         Receiver { channel: receiver, shared },

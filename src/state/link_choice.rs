@@ -72,7 +72,7 @@ impl LinkChoice {
     /// than the last only when that one does not send at once. `None` when every queue is full.
     pub fn choose(&mut self, now: Instant, load: impl Fn(u64) -> Load) -> Option<u64> {
         let queue_datagrams_max = self.queue_datagrams_max;
-        let mut look = |link: &mut Link| {
+        let look = |link: &mut Link| {
             let load = load(link.id);
             if load.waiting() == 0 || load.acknowledged != link.acknowledged {
                 link.acknowledged = load.acknowledged;

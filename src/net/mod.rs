@@ -1,6 +1,7 @@
 //! System calls: the only layer that makes them.
 
 pub mod listen;
+pub mod random;
 pub mod resolv_conf;
 pub mod resolver;
 pub mod stream;

@@ -8,32 +8,46 @@ use mio::{Interest, Registry, Token};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A non-blocking TCP socket that several threads may look at and one reads and writes.
 #[derive(Debug, Clone)]
-pub struct Socket(Arc<TcpStream>);
+pub struct Socket(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    stream: TcpStream,
+    written: AtomicU64,
+}
 
 impl Socket {
     /// Takes the socket over.
     pub fn new(stream: TcpStream) -> Socket {
-        Socket(Arc::new(stream))
+        Socket(Arc::new(Inner { stream, written: AtomicU64::new(0) }))
     }
 
     /// The socket itself, for options and for peeking.
     pub fn tcp(&self) -> &TcpStream {
-        &self.0
+        &self.0.stream
+    }
+
+    /// Bytes that the kernel has taken so far, TLS's own included.
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
     }
 }
 
 impl Read for Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        (&*self.0).read(bytes)
+        (&self.0.stream).read(bytes)
     }
 }
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (&*self.0).write(bytes)
+        let len = (&self.0.stream).write(bytes)?;
+        self.0.written.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(len)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -43,7 +57,7 @@ impl Write for Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.stream.as_fd()
     }
 }
 
@@ -54,7 +68,7 @@ impl Source for Socket {
         token: Token,
         interest: Interest,
     ) -> io::Result<()> {
-        SourceFd(&self.0.as_raw_fd()).register(registry, token, interest)
+        SourceFd(&self.0.stream.as_raw_fd()).register(registry, token, interest)
     }
 
     fn reregister(
@@ -63,11 +77,11 @@ impl Source for Socket {
         token: Token,
         interest: Interest,
     ) -> io::Result<()> {
-        SourceFd(&self.0.as_raw_fd()).reregister(registry, token, interest)
+        SourceFd(&self.0.stream.as_raw_fd()).reregister(registry, token, interest)
     }
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        SourceFd(&self.0.as_raw_fd()).deregister(registry)
+        SourceFd(&self.0.stream.as_raw_fd()).deregister(registry)
     }
 }
 

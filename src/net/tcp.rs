@@ -8,10 +8,6 @@ use std::time::Duration;
 /// Connections that may wait for `accept`; the kernel caps it at net.core.somaxconn (4096).
 const BACKLOG: i32 = 1024;
 
-/// What the kernel may hold unsent for a connection, in bytes (`TCP_NOTSENT_LOWAT`): about a
-/// millisecond at 1 Gbit/s. More would only age there; what does not fit stays with us.
-const UNSENT_MAX: u32 = 131_072;
-
 /// How a dead connection is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
@@ -42,6 +38,9 @@ pub struct StreamOptions {
     pub receive_buffer: usize,
     /// `SO_SNDBUF` in bytes; 0 for the system's.
     pub send_buffer: usize,
+    /// Bytes that the kernel may hold unsent (`TCP_NOTSENT_LOWAT`): more would only age there, and
+    /// what does not fit stays with us.
+    pub unsent_max: u32,
 }
 
 /// Listens on `address`. An IPv6 listener takes IPv6 alone, so that `[::]` and `0.0.0.0` can share
@@ -72,11 +71,37 @@ pub fn adopt(
     Ok(mio::net::TcpListener::from_std(listener))
 }
 
+/// Begins to connect to `address`; the stream is writable once that has succeeded or failed
+/// (`take_error` says which). `mark` is the packets' netfilter mark (`SO_MARK`, which needs
+/// CAP_NET_ADMIN), set before the first of them leaves.
+pub fn connect(
+    address: SocketAddr,
+    options: &StreamOptions,
+    mark: Option<u32>,
+) -> io::Result<mio::net::TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    apply(&SockRef::from(&socket), options)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        // EINPROGRESS: it goes on by itself.
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(mio::net::TcpStream::from_std(socket.into()))
+}
+
 /// Linux hands a listener's options on to what it accepts (`tcp_create_openreq_child` copies the
 /// socket), buffer sizes included, and only sizes set before the handshake scale the window.
 fn apply(socket: &SockRef<'_>, options: &StreamOptions) -> io::Result<()> {
     socket.set_tcp_nodelay(options.nodelay)?;
-    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
+    socket.set_tcp_notsent_lowat(options.unsent_max)?;
     if options.receive_buffer > 0 {
         socket.set_recv_buffer_size(options.receive_buffer)?;
     }
@@ -116,6 +141,7 @@ mod tests {
             keepalive: Some(keepalive),
             receive_buffer: 65_536,
             send_buffer: 32_768,
+            unsent_max: 131_072,
         });
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
@@ -124,7 +150,7 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), keepalive.interval);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), keepalive.probes);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(120)));
-        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_MAX);
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 131_072);
         assert_eq!(socket.recv_buffer_size().unwrap(), 131_072);
         assert_eq!(socket.send_buffer_size().unwrap(), 65_536);
     }
@@ -136,6 +162,7 @@ mod tests {
             keepalive: None,
             receive_buffer: 0,
             send_buffer: 0,
+            unsent_max: 131_072,
         });
         let socket = SockRef::from(&stream);
         assert!(!socket.tcp_nodelay().unwrap());

@@ -1,5 +1,8 @@
 //! The programs, and the table that names them.
 
+pub mod frame;
+pub mod listening;
+//pub mod pool;
 pub mod selftest;
 pub mod startup;
 pub mod udpgw;

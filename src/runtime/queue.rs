@@ -16,23 +16,42 @@ pub enum NotSent<T> {
     Closed(T),
 }
 
+/// A thread's waker, for all the queues that it receives from: mio has one waker per poll. When its
+/// token is ready, the thread must look at every one of them.
+#[derive(Debug, Clone)]
+pub struct Wake(Arc<WakeState>);
+
 #[derive(Debug)]
-struct Shared {
+struct WakeState {
     waker: Waker,
     /// Set while a wake is under way that the receiver has not answered: one wake serves all.
     woken: AtomicBool,
+}
+
+impl Wake {
+    /// Shares `waker` among queues.
+    pub fn new(waker: Waker) -> Wake {
+        Wake(Arc::new(WakeState { waker, woken: AtomicBool::new(false) }))
+    }
+
+    fn wake(&self) {
+        if !self.0.woken.swap(true, Ordering::AcqRel) {
+            // Writing to an eventfd fails only when its counter is full, and then it is awake.
+            let _: io::Result<()> = self.0.waker.wake();
+        }
+    }
+
+    fn answer(&self) {
+        self.0.woken.store(false, Ordering::Release);
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    wake: Wake,
     /// Asked to end, ahead of whatever waits.
     closed: AtomicBool,
     dropped: AtomicU64,
-}
-
-impl Shared {
-    fn wake(&self) {
-        if !self.woken.swap(true, Ordering::AcqRel) {
-            // Writing to an eventfd fails only when its counter is full, and then it is awake.
-            let _: io::Result<()> = self.waker.wake();
-        }
-    }
 }
 
 /// The sending end; clones send into the same queue. When it is full the newest message is refused.
@@ -49,19 +68,15 @@ pub struct Receiver<T> {
     shared: Arc<Shared>,
 }
 
-/// A queue of at most `capacity` messages, whose receiver `waker` wakes.
-pub fn bounded<T>(capacity: usize, waker: Waker) -> (Sender<T>, Receiver<T>) {
+/// A queue of at most `capacity` messages, whose receiver `wake` wakes.
+pub fn bounded<T>(capacity: usize, wake: &Wake) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = crossbeam_channel::bounded(capacity);
     let shared = Arc::new(Shared {
-        waker,
-        woken: AtomicBool::new(false),
+        wake: wake.clone(),
         closed: AtomicBool::new(false),
         dropped: AtomicU64::new(0),
     });
-    (
-        Sender { channel: sender, shared: Arc::clone(&shared) },
-        Receiver { channel: receiver, shared },
-    )
+    (Sender { channel: sender, shared: Arc::clone(&shared) }, Receiver { channel: receiver, shared })
 }
 
 impl<T> Clone for Sender<T> {
@@ -80,14 +95,21 @@ impl<T> Sender<T> {
             }
             TrySendError::Disconnected(message) => NotSent::Closed(message),
         })?;
-        self.shared.wake();
+        self.shared.wake.wake();
+        Ok(())
+    }
+
+    /// The same, but waits for room. Only towards a thread that never waits for this one.
+    pub fn send_waiting(&self, message: T) -> Result<(), NotSent<T>> {
+        self.channel.send(message).map_err(|error| NotSent::Closed(error.0))?;
+        self.shared.wake.wake();
         Ok(())
     }
 
     /// Asks the receiver to end. It sees that at once, however much waits in the queue.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
-        self.shared.wake();
+        self.shared.wake.wake();
     }
 
     /// Messages refused because the queue was full.
@@ -106,7 +128,7 @@ impl<T> Receiver<T> {
     /// yields no more.
     pub fn drain(&self) -> impl Iterator<Item = T> + '_ {
         // Before looking: whoever sends from here on wakes again.
-        self.shared.woken.store(false, Ordering::Release);
+        self.shared.wake.answer();
         self.channel.try_iter()
     }
 }
@@ -121,7 +143,7 @@ mod tests {
     #[test]
     fn every_message_arrives_and_wakes() {
         let mut events = EventLoop::new().unwrap();
-        let (sender, receiver) = bounded(4, events.waker(Token(0)).unwrap());
+        let (sender, receiver) = bounded(4, &Wake::new(events.waker(Token(0)).unwrap()));
         for expected in 0..100 {
             let sender = sender.clone();
             let thread = crate::runtime::thread::spawn("test", 0, 65_536, move || {
@@ -138,7 +160,7 @@ mod tests {
     #[test]
     fn a_close_wakes_and_is_seen_ahead_of_what_waits() {
         let mut events = EventLoop::new().unwrap();
-        let (sender, receiver) = bounded(1, events.waker(Token(0)).unwrap());
+        let (sender, receiver) = bounded(1, &Wake::new(events.waker(Token(0)).unwrap()));
         sender.send(1).unwrap();
         events.wait(None).unwrap();
         assert!(events.next_ready().is_some());
@@ -153,7 +175,7 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_the_newest_and_counts() {
         let mut events = EventLoop::new().unwrap();
-        let (sender, receiver) = bounded(2, events.waker(Token(0)).unwrap());
+        let (sender, receiver) = bounded(2, &Wake::new(events.waker(Token(0)).unwrap()));
         sender.send(1).unwrap();
         sender.send(2).unwrap();
         assert_eq!(sender.send(3), Err(NotSent::Full(3)));

@@ -16,6 +16,18 @@ pub fn report_drops(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }
 
+/// Asks for socket buffers past net.core.rmem_max and wmem_max (`SO_RCVBUFFORCE`,
+/// `SO_SNDBUFFORCE`); only for CAP_NET_ADMIN.
+pub fn force_buffers(socket: &impl AsFd, receive: usize, send: usize) -> io::Result<()> {
+    for (option, bytes) in [(libc::SO_RCVBUFFORCE, receive), (libc::SO_SNDBUFFORCE, send)] {
+        if bytes > 0 {
+            let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+            set_int(socket, libc::SOL_SOCKET, option, bytes)?;
+        }
+    }
+    Ok(())
+}
+
 /// Bytes that a TCP socket has taken and the other side has not acknowledged, sent or not
 /// (`SIOCOUTQ`, tcp(7)).
 pub fn unacknowledged(socket: &impl AsFd) -> io::Result<usize> {

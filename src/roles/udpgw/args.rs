@@ -26,6 +26,9 @@ const DATAGRAM_LEN_MAX: u64 = 65_526;
 const KEEPALIVE: Keepalive =
     Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(10), probes: 6 };
 
+/// About a millisecond at 1 Gbit/s.
+const UNSENT_MAX: u32 = 131_072;
+
 /// The role's command line.
 pub const COMMAND: Command = Command {
     name: "udpgw",
@@ -239,6 +242,7 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
         keepalive: (!m.flag("--no-keepalive")).then_some(KEEPALIVE),
         receive_buffer: tcp_buffer,
         send_buffer: m.one("--client-socket-sndbuf", buffer_size)?.unwrap_or(tcp_buffer),
+        unsent_max: UNSENT_MAX,
     };
     let access = AccessList::new(
         m.many("--allow", prefix)?,

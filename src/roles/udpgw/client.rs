@@ -45,9 +45,9 @@ pub(super) struct Shared {
     pub log_gate: Mutex<LogGate>,
 }
 
-/// Ends a client's thread.
+/// The queue to a client carries nothing: closing it stops the client.
 #[derive(Debug)]
-pub(super) struct Stop;
+pub(super) enum Stop {}
 
 /// A client counted against its address's limit, until dropped.
 struct AddressSlot {
@@ -188,7 +188,7 @@ impl Client {
     fn handle_events(&mut self, now: Instant, bench: &mut Option<Box<Workbench>>) -> Verdict {
         while let Some((token, readiness)) = self.events.next_ready() {
             if token == STOP {
-                if self.stop.drain().next().is_some() {
+                if self.stop.is_closed() {
                     return Err(EndReason::Stopped);
                 }
                 continue;

@@ -295,6 +295,11 @@ impl Counters {
         self.clients_closed[reason as usize].increment();
     }
 
+    /// For `systemctl status`.
+    pub(super) fn status_line(&self) -> String {
+        format!("{} clients, {} flows", self.clients.get(), self.flows.get())
+    }
+
     /// One line for `--stats-interval`: what is, what has been, and every drop by its reason.
     pub(super) fn stats_line(&self) -> String {
         use fmt::Write;

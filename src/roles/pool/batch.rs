@@ -1,0 +1,177 @@
+//! Datagrams on their way into a stream: batches of frames, and the connections that take them.
+
+use crate::net::stream::Socket;
+use crate::net::sys::sockopt;
+use crate::runtime::queue::{NotSent, Sender};
+use crate::runtime::stock::Stock;
+use crate::state::link_choice::{LinkChoice, Load};
+use crate::wire::pool::write_frame;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// What a batch holds before it is handed on: one TLS record (RFC 8446 §5.1).
+pub(super) const BATCH_LEN: usize = 16_384;
+/// Idle batch buffers kept for the next one.
+pub(super) const BATCHES_KEPT: usize = 256;
+/// A buffer that grew past this, for a datagram larger than a batch, is not kept.
+const BUFFER_KEPT: usize = 2 * BATCH_LEN;
+
+/// Frames that wait for their connection.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    pub(super) datagrams: usize,
+}
+
+impl Batch {
+    /// Whether nothing is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.datagrams == 0
+    }
+
+    /// Whether another datagram of `len` bytes should rather begin the next batch.
+    pub(super) fn is_full_for(&self, len: usize) -> bool {
+        !self.is_empty() && self.bytes.len() + len > BATCH_LEN
+    }
+
+    /// Adds a datagram; false when it is longer than any frame.
+    pub(super) fn push(&mut self, datagram: &[u8]) -> bool {
+        let fits = write_frame(&mut self.bytes, datagram);
+        self.datagrams += usize::from(fits);
+        fits
+    }
+}
+
+/// Buffers of batches that have been sent.
+pub(super) type Buffers = Stock<Vec<u8>>;
+
+/// A batch with a buffer from the stock.
+pub(super) fn new_batch(buffers: &Buffers) -> Batch {
+    Batch { bytes: buffers.take(|| Vec::with_capacity(BATCH_LEN)), datagrams: 0 }
+}
+
+/// Gives a batch's buffer back.
+pub(super) fn recycle(buffers: &Buffers, mut bytes: Vec<u8>) {
+    bytes.clear();
+    bytes.shrink_to(BUFFER_KEPT);
+    buffers.give_back(bytes);
+}
+
+/// What waits in a connection's queue, kept by both of its ends.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    socket: Socket,
+    datagrams: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Waiting {
+    /// Nothing waits yet for `socket`.
+    pub(super) fn new(socket: Socket) -> Waiting {
+        Waiting { socket, datagrams: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
+    }
+
+    fn add(&self, datagrams: usize, bytes: usize) {
+        self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The kernel has taken these.
+    pub(super) fn subtract(&self, datagrams: usize, bytes: usize) {
+        self.datagrams.fetch_sub(datagrams, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Datagrams in the queue now.
+    pub(super) fn datagrams(&self) -> usize {
+        self.datagrams.load(Ordering::Relaxed)
+    }
+
+    fn load(&self) -> Load {
+        // A socket that cannot be asked is closed, which its thread will tell.
+        let outstanding = sockopt::unacknowledged(&self.socket).unwrap_or(0);
+        let unsent = sockopt::unsent(&self.socket).unwrap_or(0).min(outstanding);
+        Load {
+            queued_datagrams: self.datagrams(),
+            unsent: self.bytes.load(Ordering::Relaxed) + unsent,
+            unacknowledged: outstanding - unsent,
+            acknowledged: self.socket.written().saturating_sub(outstanding as u64),
+        }
+    }
+}
+
+/// The sending side's view of a connection that is up.
+#[derive(Debug)]
+pub(super) struct LinkHandle {
+    pub(super) id: u64,
+    pub(super) queue: Sender<Batch>,
+    pub(super) waiting: Arc<Waiting>,
+}
+
+/// A session's connections that are up.
+#[derive(Debug)]
+pub(super) struct Links {
+    handles: Vec<LinkHandle>,
+    choice: LinkChoice,
+}
+
+impl Links {
+    /// None; each may hold `queue_datagrams_max` datagrams in its queue.
+    pub(super) fn new(queue_datagrams_max: usize) -> Links {
+        Links { handles: Vec::new(), choice: LinkChoice::new(queue_datagrams_max) }
+    }
+
+    pub(super) fn add(&mut self, link: LinkHandle, now: Instant) {
+        self.choice.add(link.id, now);
+        self.handles.push(link);
+    }
+
+    pub(super) fn remove(&mut self, id: u64) {
+        self.choice.remove(id);
+        self.handles.retain(|link| link.id != id);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.handles.is_empty()
+    }
+
+    /// Hands a batch to the connection that should take it; gives it back when none can.
+    pub(super) fn send(&mut self, now: Instant, mut batch: Batch) -> Result<(), Batch> {
+        while !self.handles.is_empty() {
+            let handles = &self.handles;
+            let load = |id| {
+                let handle = handles.iter().find(|handle| handle.id == id);
+                handle.map(|handle| handle.waiting.load()).unwrap_or_default()
+            };
+            let Some(id) = self.choice.choose(now, load) else {
+                return Err(batch);
+            };
+            let Some(link) = self.handles.iter().find(|handle| handle.id == id) else {
+                return Err(batch);
+            };
+            let (datagrams, bytes) = (batch.datagrams, batch.bytes.len());
+            link.waiting.add(datagrams, bytes);
+            match link.queue.send(batch) {
+                Ok(()) => return Ok(()),
+                Err(NotSent::Full(back)) => {
+                    link.waiting.subtract(datagrams, bytes);
+                    return Err(back);
+                }
+                // The connection has just ended; its thread's word of that is on its way.
+                Err(NotSent::Closed(back)) => {
+                    batch = back;
+                    self.remove(id);
+                }
+            }
+        }
+        Err(batch)
+    }
+
+    /// Ends every connection.
+    pub(super) fn close(&self) {
+        for link in &self.handles {
+            link.queue.close();
+        }
+    }
+}

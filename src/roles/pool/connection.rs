@@ -1,0 +1,223 @@
+//! The server's thread of one connection: handshake, session id, then [`super::link`].
+
+use super::batch::{Batch, LinkHandle, Waiting};
+use super::counters::{LinkEnd, SetUpFailure};
+use super::link::{Link, STREAM, Sink, WAKE};
+use super::server::ToMain;
+use super::{Activity, Framing, Shared};
+use crate::net::random;
+use crate::net::stream::{Socket, Stream};
+use crate::net::tls::Acceptor;
+use crate::runtime::clock;
+use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::queue::{self, Receiver, Sender, Wake};
+use crate::wire::pool::{SESSION_ID_LEN, SessionId};
+use mio::Interest;
+use mio::net::TcpStream;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The main thread's word: the connection belongs to a session. Closing the queue ends it.
+#[derive(Debug)]
+pub(super) struct Begin {
+    pub(super) sink: Sink,
+    pub(super) activity: Arc<Activity>,
+}
+
+/// One accepted connection.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    id: u64,
+    address: SocketAddr,
+    stream: Stream,
+    events: EventLoop,
+    wake: Wake,
+    orders: Receiver<Begin>,
+    to_main: Sender<ToMain>,
+    framing: Framing,
+    queue_datagrams_max: usize,
+    deadline: Instant,
+}
+
+/// What the main thread gives every connection.
+pub(super) struct Frame<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) to_main: &'a Sender<ToMain>,
+    pub(super) acceptor: Option<&'a Acceptor>,
+    pub(super) framing: Framing,
+    pub(super) queue_datagrams_max: usize,
+    pub(super) handshake_timeout: Duration,
+}
+
+impl Connection {
+    /// A connection just accepted, and the queue to it. Fails when the system has no room.
+    pub(super) fn new(
+        frame: &Frame<'_>,
+        id: u64,
+        address: SocketAddr,
+        socket: TcpStream,
+    ) -> io::Result<(Connection, Sender<Begin>)> {
+        let mut events = EventLoop::new()?;
+        let wake = Wake::new(events.waker(WAKE)?);
+        let (sender, orders) = queue::bounded(1, &wake);
+        let mut socket = Socket::new(socket);
+        events.register(&mut socket, STREAM, Interest::READABLE | Interest::WRITABLE)?;
+        let stream = match frame.acceptor {
+            Some(acceptor) => {
+                Stream::Server(Box::new(acceptor.wrap(socket).map_err(io::Error::other)?))
+            }
+            None => Stream::Plain(socket),
+        };
+        let connection = Connection {
+            shared: Arc::clone(frame.shared),
+            id,
+            address,
+            stream,
+            events,
+            wake,
+            orders,
+            to_main: frame.to_main.clone(),
+            framing: frame.framing,
+            queue_datagrams_max: frame.queue_datagrams_max,
+            deadline: clock::now() + frame.handshake_timeout,
+        };
+        Ok((connection, sender))
+    }
+
+    /// The thread's body.
+    pub(super) fn run(mut self) {
+        let session = match self.set_up() {
+            Ok(Some(session)) => session,
+            Ok(None) => return,
+            Err((failure, cause)) => {
+                self.shared.counters.set_up_failed(failure);
+                log::warn!("connection {}: not set up: {cause}", self.address);
+                return;
+            }
+        };
+        let waiting = Arc::new(Waiting::new(self.stream.socket().clone()));
+        let (batch_sender, batches) = queue::bounded::<Batch>(self.queue_datagrams_max, &self.wake);
+        let link = LinkHandle { id: self.id, queue: batch_sender, waiting: Arc::clone(&waiting) };
+        let joins = ToMain::Joins { connection: self.id, session, link };
+        if self.to_main.send_waiting(joins).is_err() {
+            return;
+        }
+        let Some(begin) = self.await_session() else {
+            return;
+        };
+        log::info!("connection {}: up in session {session}", self.address);
+        self.shared.counters.connections_up.increment();
+        self.shared.counters.connections.add(1);
+        begin.activity.touch(clock::now());
+        let mut link = Link::new(
+            Arc::clone(&self.shared),
+            self.stream,
+            self.events,
+            batches,
+            waiting,
+            begin.sink,
+            begin.activity,
+        );
+        let orders = self.orders;
+        let end = link.serve(|| orders.is_closed());
+        self.shared.counters.connections.add(-1);
+        self.shared.counters.link_down(&end);
+        match end {
+            LinkEnd::Failed(error) => log::warn!("connection {}: {error}", self.address),
+            end => log::info!("connection {}: {end}", self.address),
+        }
+    }
+
+    /// Handshake and session id, before the deadline. `None` when the process stops.
+    fn set_up(&mut self) -> Result<Option<SessionId>, (SetUpFailure, io::Error)> {
+        let mut is_shaking_hands = true;
+        let mut id = [0; SESSION_ID_LEN];
+        let mut have = 0;
+        loop {
+            let now = clock::now();
+            if now >= self.deadline {
+                let cause = io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "no handshake and session id in time",
+                );
+                return Err((SetUpFailure::Timeout, cause));
+            }
+            self.events
+                .wait(Some(clock::until(self.deadline, now)))
+                .map_err(|error| (SetUpFailure::System, error))?;
+            while let Some((token, readiness)) = self.events.next_ready() {
+                if token == WAKE {
+                    if self.orders.is_closed() {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                if is_shaking_hands {
+                    match self.stream.handshake() {
+                        Ok(()) => is_shaking_hands = false,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                        Err(error) => return Err((SetUpFailure::Tls, error)),
+                    }
+                    if self.framing == Framing::Mullvad {
+                        // An id of its own, which nobody else can ask for.
+                        let bytes = random::bytes()
+                            .map_err(|error| (SetUpFailure::System, error))?;
+                        return Ok(Some(SessionId::from_random(bytes)));
+                    }
+                }
+                match self.stream.read(&mut id[have..]) {
+                    Ok(0) => {
+                        let cause = io::Error::new(
+                            io::ErrorKind::UnexpectedEof,
+                            "closed before the session id",
+                        );
+                        return Err((SetUpFailure::ProtocolError, cause));
+                    }
+                    Ok(len) => {
+                        have += len;
+                        if have == SESSION_ID_LEN {
+                            return Ok(SessionId::parse(&id));
+                        }
+                        self.events.again(STREAM, readiness);
+                    }
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                        ) => {}
+                    Err(error) => {
+                        let failure = match self.stream {
+                            Stream::Plain(_) => SetUpFailure::Connect,
+                            _ => SetUpFailure::Tls,
+                        };
+                        return Err((failure, error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the main thread; `None` when it refuses.
+    fn await_session(&mut self) -> Option<Begin> {
+        let mut stream = None;
+        loop {
+            self.events.wait(None).ok()?;
+            while let Some((token, readiness)) = self.events.next_ready() {
+                if token == STREAM {
+                    stream = Some(readiness);
+                    continue;
+                }
+                if self.orders.is_closed() {
+                    return None;
+                }
+                if let Some(begin) = self.orders.drain().next() {
+                    let ready = stream.unwrap_or(Readiness::READABLE);
+                    self.events.again(STREAM, ready);
+                    return Some(begin);
+                }
+            }
+        }
+    }
+}

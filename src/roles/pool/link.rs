@@ -1,0 +1,238 @@
+//! One connection at work: owns its stream, writes the batches that it is given, and sends the
+//! datagrams that it reads straight to the UDP side. The same on both sides of the tunnel.
+
+use super::batch::{BATCH_LEN, Batch, Waiting, recycle};
+use super::counters::{DropReason, LinkEnd};
+use super::{Activity, Shared};
+use crate::net::stream::Stream;
+use crate::net::sys::mmsg::SendQueue;
+use crate::net::udp::UdpSocket;
+use crate::runtime::clock;
+use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::queue::Receiver;
+use crate::wire::length_prefix::Frames;
+use crate::wire::pool::{BYTE_ORDER, DATAGRAM_LEN_MAX};
+use mio::Token;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+pub(super) const STREAM: Token = Token(0);
+pub(super) const WAKE: Token = Token(1);
+
+/// Room for one read of the stream: two of the longest frames, eight TLS records.
+const INPUT_LEN: usize = 131_072;
+
+/// Where datagrams from the stream go.
+#[derive(Debug, Clone)]
+pub(super) struct Sink {
+    pub(super) socket: Arc<UdpSocket>,
+    /// `None` on a connected socket.
+    pub(super) endpoint: Option<SocketAddr>,
+}
+
+/// Buffers for one wake of one connection.
+pub(super) struct Workbench {
+    input: Vec<u8>,
+    send: SendQueue,
+}
+
+impl Workbench {
+    #[inline(never)] // Rarely called, from where every connection's stack would pay for it.
+    pub(super) fn new() -> Workbench {
+        Workbench { input: vec![0; INPUT_LEN], send: SendQueue::default() }
+    }
+}
+
+/// A connection of a session.
+pub(super) struct Link {
+    pub(super) shared: Arc<Shared>,
+    pub(super) stream: Stream,
+    pub(super) events: EventLoop,
+    pub(super) batches: Receiver<Batch>,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) sink: Sink,
+    pub(super) activity: Arc<Activity>,
+    /// The beginning of a frame whose end has not arrived.
+    unfinished: Vec<u8>,
+    /// Frames being written, and how much of them the stream has taken.
+    writing: Vec<u8>,
+    written: usize,
+    writing_datagrams: usize,
+}
+
+impl Link {
+    /// A connection that is ready to carry frames; `events` watches its stream as [`STREAM`], and
+    /// its queue wakes it as [`WAKE`].
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        stream: Stream,
+        events: EventLoop,
+        batches: Receiver<Batch>,
+        waiting: Arc<Waiting>,
+        sink: Sink,
+        activity: Arc<Activity>,
+    ) -> Link {
+        Link {
+            shared,
+            stream,
+            events,
+            batches,
+            waiting,
+            sink,
+            activity,
+            unfinished: Vec::new(),
+            writing: Vec::new(),
+            written: 0,
+            writing_datagrams: 0,
+        }
+    }
+
+    /// Carries datagrams both ways until the connection ends or `is_stopped`, which is asked at
+    /// each wake.
+    pub(super) fn serve(&mut self, is_stopped: impl Fn() -> bool) -> LinkEnd {
+        // What arrived before this will not be told again.
+        self.events.again(STREAM, Readiness { readable: true, writable: true, read_closed: false });
+        self.events.again(WAKE, Readiness::READABLE);
+        let end = loop {
+            if let Err(end) = self.round(&is_stopped) {
+                break end;
+            }
+        };
+        if !matches!(end, LinkEnd::Failed(_)) {
+            self.stream.close();
+        }
+        let lost: usize =
+            self.writing_datagrams + self.batches.drain().map(|batch| batch.datagrams).sum::<usize>();
+        self.shared.counters.drop(DropReason::ConnectionLost, lost);
+        end
+    }
+
+    fn round(&mut self, is_stopped: &impl Fn() -> bool) -> Result<(), LinkEnd> {
+        self.events.wait(None).map_err(LinkEnd::Failed)?;
+        let mut bench = None;
+        let mut verdict = Ok(());
+        while let Some((token, readiness)) = self.events.next_ready() {
+            verdict = match token {
+                WAKE if is_stopped() || self.batches.is_closed() => Err(LinkEnd::Stopped),
+                WAKE => self.write_batches(),
+                STREAM => {
+                    let bench = bench.get_or_insert_with(|| {
+                        self.shared.workbenches.take(|| Box::new(Workbench::new()))
+                    });
+                    self.handle_stream(readiness, bench)
+                }
+                _ => Ok(()),
+            };
+            if verdict.is_err() {
+                break;
+            }
+        }
+        if let Some(bench) = bench {
+            self.shared.workbenches.give_back(bench);
+        }
+        verdict
+    }
+
+    fn handle_stream(
+        &mut self,
+        readiness: Readiness,
+        bench: &mut Workbench,
+    ) -> Result<(), LinkEnd> {
+        if readiness.writable {
+            self.write_batches()?;
+        }
+        if readiness.readable || readiness.read_closed {
+            self.read_frames(readiness, bench)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what waits until the stream would block. Batches that wait together leave together.
+    fn write_batches(&mut self) -> Result<(), LinkEnd> {
+        loop {
+            if self.written == self.writing.len() && !self.next_writing() {
+                return Ok(());
+            }
+            match self.stream.write(&self.writing[self.written..]) {
+                Ok(0) => return Err(LinkEnd::Closed),
+                Ok(len) => {
+                    self.written += len;
+                    let done = self.written == self.writing.len();
+                    let datagrams = if done { std::mem::take(&mut self.writing_datagrams) } else { 0 };
+                    self.waiting.subtract(datagrams, len);
+                    self.shared.counters.to_stream(datagrams, len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(LinkEnd::Failed(error)),
+            }
+        }
+    }
+
+    /// Takes the next batches out of the queue, up to a TLS record's worth.
+    fn next_writing(&mut self) -> bool {
+        self.written = 0;
+        self.writing.clear();
+        for batch in self.batches.drain() {
+            self.writing_datagrams += batch.datagrams;
+            if self.writing.is_empty() {
+                let empty = std::mem::replace(&mut self.writing, batch.bytes);
+                recycle(&self.shared.buffers, empty);
+            } else {
+                self.writing.extend_from_slice(&batch.bytes);
+                recycle(&self.shared.buffers, batch.bytes);
+            }
+            if self.writing.len() >= BATCH_LEN {
+                break;
+            }
+        }
+        !self.writing.is_empty()
+    }
+
+    /// One read of the stream, and all its datagrams on their way.
+    fn read_frames(
+        &mut self,
+        readiness: Readiness,
+        bench: &mut Workbench,
+    ) -> Result<(), LinkEnd> {
+        let Workbench { input, send } = bench;
+        let kept = self.unfinished.len();
+        input[..kept].copy_from_slice(&self.unfinished);
+        let room = input.len() - kept;
+        let again = Readiness { writable: false, ..readiness };
+        let read = match self.stream.read(&mut input[kept..]) {
+            Ok(0) => return Err(LinkEnd::Closed),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.events.again(STREAM, again);
+                return Ok(());
+            }
+            Err(error) => return Err(LinkEnd::Failed(error)),
+        };
+        if readiness.read_closed || !self.stream.is_drained_by(read, room) {
+            self.events.again(STREAM, again);
+        }
+        self.activity.touch(clock::now());
+        let mut frames = Frames::new(&input[..kept + read], BYTE_ORDER, DATAGRAM_LEN_MAX);
+        let mut batch = self.sink.socket.batch(send);
+        // No length is over the maximum: 16 bits cannot say one.
+        for datagram in frames.by_ref().flatten() {
+            batch.push(self.sink.endpoint, datagram);
+        }
+        let report = batch.finish();
+        if report.segmentation_refused {
+            self.sink.socket.stop_segmentation();
+        }
+        self.shared.counters.to_udp(&report);
+        let unfinished = frames.unfinished();
+        if unfinished.is_empty() && self.unfinished.capacity() > 0 {
+            self.unfinished = Vec::new();
+        } else {
+            self.unfinished.clear();
+            self.unfinished.extend_from_slice(unfinished);
+        }
+        Ok(())
+    }
+}

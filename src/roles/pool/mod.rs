@@ -1,0 +1,196 @@
+//! UDP over many TLS (or TCP) connections ([`crate::wire::pool`]), wire-compatible with
+//! udp-over-tls-pool, and both sides of it.
+//!
+//! ```text
+//!   client                                                       server
+//!
+//!   app --UDP--> "pool-client" main                        "pool:c<id>" per connection
+//!                 demultiplexes by source endpoint            read frames --UDP--> target
+//!                 batches --queue--> "pool:up<n>" ==TLS==>    (straight to the session's socket)
+//!   app <--UDP-- "pool:up<n>"  <==TLS== "pool:c<id>" <--queue-- "pool:s<id>" per session
+//!                 read frames                                 receives in batches <--UDP-- target
+//!                                              "pool-server" main: accepts, groups by session id
+//! ```
+//!
+//! Whoever receives UDP ([`session`], [`client`]) puts datagrams into batches of up to one TLS
+//! record and hands each batch to the connection that sends it soonest
+//! ([`crate::state::link_choice`]). A lone datagram is a batch of its own: there is no timer.
+//! Whoever owns a connection ([`link`]) writes batches and sends what it reads straight to UDP.
+
+mod args;
+mod batch;
+mod client;
+mod connection;
+mod counters;
+mod link;
+mod lookup;
+mod server;
+mod session;
+mod uplink;
+
+pub use args::{CLIENT_COMMAND, SERVER_COMMAND};
+
+use super::startup;
+use crate::cli::common::Common;
+use crate::cli::flags::Matches;
+use crate::error::Error;
+use crate::net::udp;
+use crate::runtime::metrics::{FamilyInfo, Registry};
+use crate::runtime::stock::Stock;
+use counters::Counters;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a connection begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// A session id: connections with the same one share a UDP endpoint.
+    Pool,
+    /// Nothing, as Mullvad's udp-over-tcp: each connection is an endpoint of its own.
+    Mullvad,
+}
+
+/// Certificate and key of one side.
+#[derive(Debug, Clone)]
+struct KeyFiles {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// A host, by name or address, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Destination {
+    host: String,
+    port: u16,
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Options of both sides.
+#[derive(Debug)]
+struct SharedConfig {
+    destination: Destination,
+    bind: SocketAddr,
+    framing: Framing,
+    queue_datagrams_max: usize,
+    sessions_max: usize,
+    udp_buffers: udp::Buffers,
+    common: Common,
+}
+
+/// The server's TLS, unless --no-tls.
+#[derive(Debug)]
+struct ServerTls {
+    files: KeyFiles,
+    client_ca: Option<PathBuf>,
+    alpn: Option<String>,
+}
+
+/// The validated options of `pool server`.
+#[derive(Debug)]
+struct ServerConfig {
+    shared: SharedConfig,
+    tls: Option<ServerTls>,
+    connections_max: usize,
+    connections_per_session_max: usize,
+    handshake_timeout: Duration,
+    session_timeout: Option<Duration>,
+    session_grace: Duration,
+}
+
+/// The client's TLS, unless --no-tls.
+#[derive(Debug)]
+struct ClientTls {
+    ca: Option<PathBuf>,
+    files: Option<KeyFiles>,
+    server_name: String,
+    checks_name: bool,
+    alpn: Option<String>,
+}
+
+/// The validated options of `pool client`.
+#[derive(Debug)]
+struct ClientConfig {
+    shared: SharedConfig,
+    tls: Option<ClientTls>,
+    pool_size: usize,
+    expire: Duration,
+    backoff: Duration,
+    connect_timeout: Duration,
+    mark: Option<u32>,
+    resolves_once: bool,
+}
+
+/// What all threads of one side share.
+struct Shared {
+    counters: Counters,
+    workbenches: Stock<Box<link::Workbench>>,
+    buffers: batch::Buffers,
+}
+
+/// Threads that are in the middle of work at once: as many as cores, and some preempted ones.
+const WORKBENCHES_KEPT: usize = 16;
+
+impl Shared {
+    fn new(registry: &mut Registry) -> Shared {
+        Shared {
+            counters: Counters::new(registry),
+            workbenches: Stock::new(WORKBENCHES_KEPT),
+            buffers: batch::Buffers::new(batch::BATCHES_KEPT),
+        }
+    }
+}
+
+/// When a session last carried a datagram, either way; told by many threads.
+#[derive(Debug)]
+struct Activity {
+    epoch: Instant,
+    /// Milliseconds since `epoch`.
+    last: AtomicU64,
+}
+
+impl Activity {
+    fn new(now: Instant) -> Activity {
+        Activity { epoch: now, last: AtomicU64::new(0) }
+    }
+
+    fn touch(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.epoch).as_millis();
+        self.last.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.epoch + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+}
+
+/// Runs the server until it is stopped; returns the process's exit code.
+pub fn run_server(matches: &Matches) -> Result<u8, Error> {
+    let config = args::server_config(matches)?;
+    let common = config.shared.common.clone();
+    startup::run("pool-server", &common, |startup| server::serve(config, startup))
+}
+
+/// Runs the client until it is stopped; returns the process's exit code.
+pub fn run_client(matches: &Matches) -> Result<u8, Error> {
+    let config = args::client_config(matches)?;
+    let common = config.shared.common.clone();
+    startup::run("pool-client", &common, |startup| client::serve(config, startup))
+}
+
+/// Every metric of both sides, for their documentation.
+pub fn metrics() -> Vec<FamilyInfo> {
+    let mut registry = Registry::new();
+    Counters::new(&mut registry);
+    registry.families().collect()
+}

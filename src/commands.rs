@@ -24,10 +24,16 @@ pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
     let Some(word) = args.next() else {
         return say(&overview());
     };
-    let rest: Vec<OsString> = args.collect();
+    let mut rest: Vec<OsString> = args.collect();
     let word = word.to_string_lossy();
     if let Some(role) = role_named(&word) {
         return run_role(role, rest);
+    }
+    if let Some(second) = rest.first() {
+        if let Some(role) = role_named(&format!("{word} {}", second.to_string_lossy())) {
+            rest.remove(0);
+            return run_role(role, rest);
+        }
     }
     match &*word {
         "help" if !rest.is_empty() => {
@@ -56,9 +62,13 @@ fn run_role(role: &'static Role, args: Vec<OsString>) -> Result<u8, Error> {
 fn check(args: Vec<OsString>) -> Result<u8, Error> {
     let mut args = args.into_iter();
     let word = args.next().unwrap_or_default();
-    let role = role_named(&word.to_string_lossy())
-        .ok_or_else(|| unexpected(&word.to_string_lossy(), "check and the name of a role"))?;
-    run_command(role.check.0, args.collect(), role.check.1)
+    let name = format!("check {}", word.to_string_lossy());
+    let found = ROLES.iter().filter_map(|role| role.check).find(|check| check.0.name == name);
+    let (command, program) = found.ok_or_else(|| {
+        let checks = ROLES.iter().filter_map(|role| role.check).map(|check| check.0.name);
+        unexpected(&name, &checks.collect::<Vec<_>>().join(", "))
+    })?;
+    run_command(command, args.collect(), program)
 }
 
 fn selftest(args: Vec<OsString>) -> Result<u8, Error> {
@@ -78,8 +88,9 @@ fn role_named(name: &str) -> Option<&'static Role> {
 }
 
 fn all_commands() -> Vec<&'static Command> {
-    let roles = ROLES.iter().flat_map(|role| [role.command, role.check.0]);
-    roles.chain([&udpferry::roles::SELFTEST]).collect()
+    let roles = ROLES.iter().map(|role| role.command);
+    let checks = ROLES.iter().filter_map(|role| role.check).map(|check| check.0);
+    roles.chain(checks).chain([&udpferry::roles::SELFTEST]).collect()
 }
 
 /// `udpgw`, or `check udpgw`.

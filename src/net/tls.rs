@@ -8,8 +8,8 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslSessionCacheMode, SslStream,
-    SslVerifyMode, SslVersion,
+    AlpnError, ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslSessionCacheMode,
+    SslStream, SslVerifyMode, SslVersion,
 };
 use openssl::stack::Stack;
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
@@ -168,6 +168,15 @@ impl Acceptor {
     /// In TLS 1.3 the client has finished its handshake before the server judges its certificate: a
     /// refused client sees that in its first read.
     pub fn new(identity: &Identity, client_ca: Option<&Path>) -> Result<Acceptor, TlsError> {
+        Acceptor::with_alpn(identity, client_ca, None)
+    }
+
+    /// The same, and takes only clients that offer this application protocol (ALPN, RFC 7301).
+    pub fn with_alpn(
+        identity: &Identity,
+        client_ca: Option<&Path>,
+        alpn: Option<&str>,
+    ) -> Result<Acceptor, TlsError> {
         let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
         builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
         let (first, rest) = identity
@@ -197,6 +206,21 @@ impl Acceptor {
             builder.set_verify_cert_store(store.build())?;
             builder.set_client_ca_list(names);
             builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+        }
+        if let Some(protocol) = alpn {
+            let protocol = protocol.to_owned();
+            builder.set_alpn_select_callback(move |_, offered| {
+                let mut rest = offered;
+                while let Some((len, names)) = rest.split_first() {
+                    let (name, others) =
+                        names.split_at_checked(usize::from(*len)).ok_or(AlpnError::ALERT_FATAL)?;
+                    if name == protocol.as_bytes() {
+                        return Ok(name);
+                    }
+                    rest = others;
+                }
+                Err(AlpnError::ALERT_FATAL)
+            });
         }
         Ok(Acceptor { acceptor: builder.build() })
     }
@@ -288,6 +312,10 @@ pub struct ClientTrust<'a> {
     pub ca: Option<&'a Path>,
     /// Take whoever answers. For diagnosis only.
     pub any_server: bool,
+    /// Take any server that the authorities know, whatever its name.
+    pub any_name: bool,
+    /// The application protocol to offer (ALPN).
+    pub alpn: Option<&'a str>,
     /// What to show a server that asks for a certificate.
     pub identity: Option<&'a Identity>,
 }
@@ -304,7 +332,11 @@ pub fn connector(trust: &ClientTrust<'_>) -> Result<native_tls::TlsConnector, Tl
         }
     }
     if trust.any_server {
-        builder.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
+        builder.danger_accept_invalid_certs(true);
+    }
+    builder.danger_accept_invalid_hostnames(trust.any_name || trust.any_server);
+    if let Some(protocol) = trust.alpn {
+        builder.request_alpns(&[protocol]);
     }
     if let Some(identity) = trust.identity {
         builder.identity(identity.for_client()?);

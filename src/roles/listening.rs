@@ -2,8 +2,8 @@
 
 use super::frame::FIRST_OWN;
 use crate::error::Error;
-use crate::net::tcp::{self, StreamOptions};
 use crate::net::listen;
+use crate::net::tcp::{self, StreamOptions};
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::metrics::Counter;
 use crate::state::backoff::Backoff;
@@ -64,8 +64,9 @@ impl Listening {
         if listeners.is_empty() || !default {
             for address in addresses.iter().filter(|address| !taken.contains(address)) {
                 listeners.push(
-                    tcp::listen(*address, options)
-                        .map_err(Error::while_doing(|| format!("cannot listen on tcp {address}")))?,
+                    tcp::listen(*address, options).map_err(Error::while_doing(|| {
+                        format!("cannot listen on tcp {address}")
+                    }))?,
                 );
             }
         }

@@ -2,7 +2,7 @@
 
 pub mod frame;
 pub mod listening;
-//pub mod pool;
+pub mod pool;
 pub mod selftest;
 pub mod startup;
 pub mod udpgw;
@@ -17,28 +17,49 @@ use crate::runtime::metrics::FamilyInfo;
 /// A command's body: runs it to its end and returns the process's exit code.
 pub type Program = fn(&Matches) -> Result<u8, Error>;
 
+/// A role's proof: a row of the table for each way of running it.
+pub type Selftest = fn() -> Result<Vec<SelftestRow>, Error>;
+
 /// One program of the suite.
 pub struct Role {
-    /// Its options; its name is the first word on the command line.
+    /// Its options; its name is the first word or two on the command line.
     pub command: &'static Command,
     /// Names of symlinks to the binary that start it.
     pub aliases: &'static [&'static str],
     /// Runs it to its end and returns the process's exit code.
     pub run: Program,
     /// First aid for its operator: the options and the program of `check ROLE`.
-    pub check: (&'static Command, Program),
-    /// Proves on loopback that it works here; a row of the table for each way of running it.
-    pub selftest: fn() -> Result<Vec<SelftestRow>, Error>,
+    pub check: Option<(&'static Command, Program)>,
+    /// Proves on loopback that it works here.
+    pub selftest: Option<Selftest>,
     /// Every metric it has.
     pub metrics: fn() -> Vec<FamilyInfo>,
 }
 
 /// Every role, in the order in which help lists them.
-pub const ROLES: &[Role] = &[Role {
-    command: &udpgw::COMMAND,
-    aliases: &["udpgw", "badvpn-udpgw"],
-    run: udpgw::run,
-    check: (&udpgw::CHECK, udpgw::check),
-    selftest: udpgw::selftest,
-    metrics: udpgw::metrics,
-}];
+pub const ROLES: &[Role] = &[
+    Role {
+        command: &udpgw::COMMAND,
+        aliases: &["udpgw", "badvpn-udpgw"],
+        run: udpgw::run,
+        check: Some((&udpgw::CHECK, udpgw::check)),
+        selftest: Some(udpgw::selftest),
+        metrics: udpgw::metrics,
+    },
+    Role {
+        command: &pool::SERVER_COMMAND,
+        aliases: &["uotp-server"],
+        run: pool::run_server,
+        check: None,
+        selftest: None,
+        metrics: pool::metrics,
+    },
+    Role {
+        command: &pool::CLIENT_COMMAND,
+        aliases: &["uotp-client"],
+        run: pool::run_client,
+        check: None,
+        selftest: None,
+        metrics: pool::metrics,
+    },
+];

@@ -57,8 +57,8 @@ pub fn selftest(_: &Matches) -> Result<u8, Error> {
         "role", "clients", "flows", "verified", "lost", "p50", "p99", "throughput"
     );
     let mut failed = false;
-    for role in ROLES {
-        for mut row in (role.selftest)()? {
+    for selftest in ROLES.iter().filter_map(|role| role.selftest) {
+        for mut row in selftest()? {
             failed |= row.lost > 0 || row.verified == 0;
             row.round_trips.sort_unstable();
             let micros = |quantile: usize| {

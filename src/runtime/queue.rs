@@ -76,7 +76,10 @@ pub fn bounded<T>(capacity: usize, wake: &Wake) -> (Sender<T>, Receiver<T>) {
         closed: AtomicBool::new(false),
         dropped: AtomicU64::new(0),
     });
-    (Sender { channel: sender, shared: Arc::clone(&shared) }, Receiver { channel: receiver, shared })
+    (
+        Sender { channel: sender, shared: Arc::clone(&shared) },
+        Receiver { channel: receiver, shared },
+    )
 }
 
 impl<T> Clone for Sender<T> {

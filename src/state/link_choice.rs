@@ -107,6 +107,7 @@ impl LinkChoice {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // Ids of connections are small here.
 mod tests {
     use super::*;
     use std::cell::RefCell;
@@ -159,13 +160,14 @@ mod tests {
         assert_eq!(choice.choose(later, |id| unsent([8, 4][id as usize])), Some(1));
     }
 
+    /// Per connection: bytes ever given, and (when, bytes) of what is under way.
+    type Wire = (u64, Vec<(u64, usize)>);
+
     /// Eight connections that acknowledge after 40 ms; one of them goes black in mid-flow.
     #[test]
     fn a_black_hole_swallows_for_less_than_half_a_second() {
         let begin = start();
         let mut choice = LinkChoice::new(128);
-        // Per connection: bytes ever given, and (when, bytes) of what is under way.
-        type Wire = (u64, Vec<(u64, usize)>);
         let wires: RefCell<Vec<Wire>> = RefCell::new(vec![(0, Vec::new()); 8]);
         for id in 0..8 {
             choice.add(id, begin);

@@ -94,9 +94,9 @@ mod tests {
     #[test]
     fn a_datagram_that_no_length_can_tell_is_refused() {
         let mut out = Vec::new();
-        assert!(!write_frame(&mut out, &[0; 65_536]));
+        assert!(!write_frame(&mut out, &vec![0; 65_536]));
         assert!(out.is_empty());
-        assert!(write_frame(&mut out, &[0; 65_535]));
+        assert!(write_frame(&mut out, &vec![0; 65_535]));
     }
 
     proptest! {

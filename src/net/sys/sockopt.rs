@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(unacknowledged(&sender).unwrap(), 0);
         sender.set_nonblocking(true).unwrap();
         let mut written = 0;
-        while let Ok(len) = sender.write(&[0; 65_536]) {
+        while let Ok(len) = sender.write(&[0; 8192]) {
             written += len;
         }
         let waiting = unacknowledged(&sender).unwrap();

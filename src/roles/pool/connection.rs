@@ -107,26 +107,25 @@ impl Connection {
         let Some(begin) = self.await_session() else {
             return;
         };
-        log::info!("connection {}: up in session {session}", self.address);
+        log::debug!("connection {}: up in session {session}", self.address);
         self.shared.counters.connections_up.increment();
         self.shared.counters.connections.add(1);
         begin.activity.touch(clock::now());
-        let mut link = Link::new(
+        let link = Link::new(
             Arc::clone(&self.shared),
             self.stream,
-            self.events,
             batches,
             waiting,
             begin.sink,
             begin.activity,
         );
         let orders = self.orders;
-        let end = link.serve(|| orders.is_closed());
+        let end = link.serve(&mut self.events, || orders.is_closed());
         self.shared.counters.connections.add(-1);
         self.shared.counters.link_down(&end);
         match end {
             LinkEnd::Failed(error) => log::warn!("connection {}: {error}", self.address),
-            end => log::info!("connection {}: {end}", self.address),
+            end => log::debug!("connection {}: {end}", self.address),
         }
     }
 
@@ -138,10 +137,8 @@ impl Connection {
         loop {
             let now = clock::now();
             if now >= self.deadline {
-                let cause = io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "no handshake and session id in time",
-                );
+                let cause =
+                    io::Error::new(io::ErrorKind::TimedOut, "no handshake and session id in time");
                 return Err((SetUpFailure::Timeout, cause));
             }
             self.events
@@ -162,8 +159,8 @@ impl Connection {
                     }
                     if self.framing == Framing::Mullvad {
                         // An id of its own, which nobody else can ask for.
-                        let bytes = random::bytes()
-                            .map_err(|error| (SetUpFailure::System, error))?;
+                        let bytes =
+                            random::bytes().map_err(|error| (SetUpFailure::System, error))?;
                         return Ok(Some(SessionId::from_random(bytes)));
                     }
                 }

@@ -92,19 +92,16 @@ pub(super) struct Counters {
 impl Counters {
     /// Registers every counter, so that all of them show from the start, at zero.
     pub(super) fn new(registry: &mut Registry) -> Counters {
-        let mut directed = |name, help, direction| {
-            registry.labelled_counter(name, help, ("direction", direction))
-        };
+        let mut directed =
+            |name, help, direction| registry.labelled_counter(name, help, ("direction", direction));
         let datagrams = "Datagrams carried, by direction.";
         let bytes = "Bytes carried, by direction: frames to the stream, datagrams to UDP.";
-        let datagrams_to_stream =
-            directed("udpferry_pool_datagrams_total", datagrams, "to-stream");
+        let datagrams_to_stream = directed("udpferry_pool_datagrams_total", datagrams, "to-stream");
         let datagrams_to_udp = directed("udpferry_pool_datagrams_total", datagrams, "to-udp");
         let bytes_to_stream = directed("udpferry_pool_bytes_total", bytes, "to-stream");
         let bytes_to_udp = directed("udpferry_pool_bytes_total", bytes, "to-udp");
-        let mut reasoned = |name, help, reason| {
-            registry.labelled_counter(name, help, ("reason", reason))
-        };
+        let mut reasoned =
+            |name, help, reason| registry.labelled_counter(name, help, ("reason", reason));
         let connections_down = ["closed", "failed", "stopped"].map(|reason| {
             reasoned(
                 "udpferry_pool_connections_down_total",
@@ -155,6 +152,11 @@ impl Counters {
             ),
             dropped,
         }
+    }
+
+    /// One line for `systemctl status`.
+    pub(super) fn status_line(&self) -> String {
+        format!("{} sessions, {} connections", self.sessions.get(), self.connections.get())
     }
 
     pub(super) fn drop(&self, reason: DropReason, count: usize) {

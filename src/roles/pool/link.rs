@@ -14,7 +14,7 @@ use crate::wire::length_prefix::Frames;
 use crate::wire::pool::{BYTE_ORDER, DATAGRAM_LEN_MAX};
 use mio::Token;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 
 pub(super) const STREAM: Token = Token(0);
@@ -46,13 +46,12 @@ impl Workbench {
 
 /// A connection of a session.
 pub(super) struct Link {
-    pub(super) shared: Arc<Shared>,
-    pub(super) stream: Stream,
-    pub(super) events: EventLoop,
-    pub(super) batches: Receiver<Batch>,
-    pub(super) waiting: Arc<Waiting>,
-    pub(super) sink: Sink,
-    pub(super) activity: Arc<Activity>,
+    shared: Arc<Shared>,
+    stream: Stream,
+    batches: Receiver<Batch>,
+    waiting: Arc<Waiting>,
+    sink: Sink,
+    activity: Arc<Activity>,
     /// The beginning of a frame whose end has not arrived.
     unfinished: Vec<u8>,
     /// Frames being written, and how much of them the stream has taken.
@@ -62,12 +61,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A connection that is ready to carry frames; `events` watches its stream as [`STREAM`], and
-    /// its queue wakes it as [`WAKE`].
+    /// A connection that is ready to carry frames.
     pub(super) fn new(
         shared: Arc<Shared>,
         stream: Stream,
-        events: EventLoop,
         batches: Receiver<Batch>,
         waiting: Arc<Waiting>,
         sink: Sink,
@@ -76,7 +73,6 @@ impl Link {
         Link {
             shared,
             stream,
-            events,
             batches,
             waiting,
             sink,
@@ -89,30 +85,42 @@ impl Link {
     }
 
     /// Carries datagrams both ways until the connection ends or `is_stopped`, which is asked at
-    /// each wake.
-    pub(super) fn serve(&mut self, is_stopped: impl Fn() -> bool) -> LinkEnd {
+    /// each wake. `events` watches the stream as [`STREAM`], and the queue wakes it as [`WAKE`].
+    pub(super) fn serve(
+        mut self,
+        events: &mut EventLoop,
+        is_stopped: impl Fn() -> bool,
+    ) -> LinkEnd {
         // What arrived before this will not be told again.
-        self.events.again(STREAM, Readiness { readable: true, writable: true, read_closed: false });
-        self.events.again(WAKE, Readiness::READABLE);
+        events.again(STREAM, Readiness { readable: true, writable: true, read_closed: false });
+        events.again(WAKE, Readiness::READABLE);
         let end = loop {
-            if let Err(end) = self.round(&is_stopped) {
+            if let Err(end) = self.round(events, &is_stopped) {
                 break end;
             }
         };
         if !matches!(end, LinkEnd::Failed(_)) {
             self.stream.close();
         }
-        let lost: usize =
-            self.writing_datagrams + self.batches.drain().map(|batch| batch.datagrams).sum::<usize>();
+        // Whoever hands out batches still has the socket; the connection ends here all the same.
+        let socket = self.stream.socket();
+        let _ = events.deregister(socket, STREAM);
+        let _ = socket.tcp().shutdown(Shutdown::Both);
+        let lost: usize = self.writing_datagrams
+            + self.batches.drain().map(|batch| batch.datagrams).sum::<usize>();
         self.shared.counters.drop(DropReason::ConnectionLost, lost);
         end
     }
 
-    fn round(&mut self, is_stopped: &impl Fn() -> bool) -> Result<(), LinkEnd> {
-        self.events.wait(None).map_err(LinkEnd::Failed)?;
+    fn round(
+        &mut self,
+        events: &mut EventLoop,
+        is_stopped: &impl Fn() -> bool,
+    ) -> Result<(), LinkEnd> {
+        events.wait(None).map_err(LinkEnd::Failed)?;
         let mut bench = None;
         let mut verdict = Ok(());
-        while let Some((token, readiness)) = self.events.next_ready() {
+        while let Some((token, readiness)) = events.next_ready() {
             verdict = match token {
                 WAKE if is_stopped() || self.batches.is_closed() => Err(LinkEnd::Stopped),
                 WAKE => self.write_batches(),
@@ -120,7 +128,7 @@ impl Link {
                     let bench = bench.get_or_insert_with(|| {
                         self.shared.workbenches.take(|| Box::new(Workbench::new()))
                     });
-                    self.handle_stream(readiness, bench)
+                    self.handle_stream(events, readiness, bench)
                 }
                 _ => Ok(()),
             };
@@ -136,6 +144,7 @@ impl Link {
 
     fn handle_stream(
         &mut self,
+        events: &mut EventLoop,
         readiness: Readiness,
         bench: &mut Workbench,
     ) -> Result<(), LinkEnd> {
@@ -143,7 +152,7 @@ impl Link {
             self.write_batches()?;
         }
         if readiness.readable || readiness.read_closed {
-            self.read_frames(readiness, bench)?;
+            self.read_frames(events, readiness, bench)?;
         }
         Ok(())
     }
@@ -159,7 +168,8 @@ impl Link {
                 Ok(len) => {
                     self.written += len;
                     let done = self.written == self.writing.len();
-                    let datagrams = if done { std::mem::take(&mut self.writing_datagrams) } else { 0 };
+                    let datagrams =
+                        if done { std::mem::take(&mut self.writing_datagrams) } else { 0 };
                     self.waiting.subtract(datagrams, len);
                     self.shared.counters.to_stream(datagrams, len);
                 }
@@ -193,6 +203,7 @@ impl Link {
     /// One read of the stream, and all its datagrams on their way.
     fn read_frames(
         &mut self,
+        events: &mut EventLoop,
         readiness: Readiness,
         bench: &mut Workbench,
     ) -> Result<(), LinkEnd> {
@@ -206,13 +217,13 @@ impl Link {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                self.events.again(STREAM, again);
+                events.again(STREAM, again);
                 return Ok(());
             }
             Err(error) => return Err(LinkEnd::Failed(error)),
         };
         if readiness.read_closed || !self.stream.is_drained_by(read, room) {
-            self.events.again(STREAM, again);
+            events.again(STREAM, again);
         }
         self.activity.touch(clock::now());
         let mut frames = Frames::new(&input[..kept + read], BYTE_ORDER, DATAGRAM_LEN_MAX);

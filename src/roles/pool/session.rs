@@ -34,7 +34,7 @@ pub(super) struct Session {
     pub(super) socket: Arc<UdpSocket>,
     pub(super) activity: Arc<Activity>,
     pub(super) links: Links,
-    pub(super) session_timeout: Option<Duration>,
+    pub(super) silence_max: Option<Duration>,
     pub(super) grace: Duration,
     /// When the last connection ended, while there is none.
     pub(super) deserted: Option<Instant>,
@@ -74,7 +74,11 @@ impl Session {
         let now = clock::now();
         let deadline = self.deadline();
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(if self.deserted.is_some() { SessionEnd::Deserted } else { SessionEnd::Silent });
+            return Err(if self.deserted.is_some() {
+                SessionEnd::Deserted
+            } else {
+                SessionEnd::Silent
+            });
         }
         let timeout = deadline.map(|deadline| clock::until(deadline, now));
         self.events.wait(timeout).map_err(|error| {
@@ -99,7 +103,7 @@ impl Session {
 
     fn deadline(&self) -> Option<Instant> {
         let silent =
-            self.session_timeout.and_then(|timeout| self.activity.last().checked_add(timeout));
+            self.silence_max.and_then(|timeout| self.activity.last().checked_add(timeout));
         let deserted = self.deserted.and_then(|since| since.checked_add(self.grace));
         [silent, deserted].into_iter().flatten().min()
     }

@@ -145,6 +145,7 @@ pub fn check(m: &Matches) -> Result<u8, Error> {
         ca: ca.as_deref(),
         any_server: m.flag("--tls-any"),
         identity: identity.as_ref(),
+        ..ClientTrust::default()
     };
     let addresses: Vec<SocketAddr> = match target.to_socket_addrs() {
         Ok(addresses) => addresses.collect(),

@@ -1,0 +1,187 @@
+//! The options of both sides: udp-over-tls-pool's, with its spellings and defaults, and ours.
+
+mod client;
+mod server;
+
+pub use client::CLIENT_COMMAND;
+pub(super) use client::client_config;
+pub use server::SERVER_COMMAND;
+pub(super) use server::server_config;
+
+use super::{Destination, Framing, KeyFiles, SharedConfig};
+use crate::cli::common::common;
+use crate::cli::flags::{Matches, UsageError};
+use crate::cli::logging::Sink;
+use crate::cli::table::Opt;
+use crate::cli::values::{choice, number, size};
+use crate::net::udp::Buffers;
+use crate::runtime::daemon::absolute;
+use log::LevelFilter;
+use std::net::{SocketAddr, ToSocketAddrs};
+
+/// Options that both tables have after their own.
+const LOGGING: &[Opt] = &[
+    Opt::value(
+        &["--verbosity", "-v"],
+        "LEVEL",
+        None,
+        "debug, info, warn, error or fatal, as udp-over-tls-pool; --log-level is the same with \
+         our names. Without either, info.",
+    ),
+    Opt::value(&["--logfile", "-l"], "FILE", None, "As udp-over-tls-pool; --log-file is the same."),
+];
+
+const QUEUE: Opt = Opt::value(
+    &["--queue"],
+    "DATAGRAMS",
+    Some("128"),
+    "Datagrams that may wait for a connection, 1 to 65535; when all connections have so many, \
+     further ones are dropped: stale datagrams help nobody.",
+);
+
+const FRAMING: Opt = Opt::value(
+    &["--framing"],
+    "KIND",
+    Some("pool"),
+    "pool: udp-over-tls-pool's. mullvad: that of Mullvad's udp-over-tcp, one connection per \
+     endpoint.",
+);
+
+const UDP_BUFFER: Opt = Opt::value(
+    &["--udp-buffer"],
+    "BYTES",
+    Some("4M"),
+    "Send and receive buffer of a UDP socket; more than net.core.rmem_max and wmem_max only for \
+     root. 0 is the system's.",
+);
+
+const MAX_SESSIONS: Opt = Opt::value(
+    &["--max-sessions"],
+    "N",
+    Some("512"),
+    "Sessions, one for each UDP endpoint of the clients, 1 to 65535; further ones are refused.",
+);
+
+const NO_TLS: Opt = Opt::switch(&["--no-tls"], "Plain TCP: anybody on the path reads along.");
+
+const ALPN: Opt = Opt::value(
+    &["--alpn"],
+    "PROTOCOL",
+    None,
+    "The application protocol in the TLS handshake (ALPN), such as http/1.1; a server takes only \
+     clients that offer it.",
+);
+
+fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
+    let mut common = common(m)?;
+    if let Some(level) = m.one("--verbosity", verbosity)? {
+        if m.given("--log-level") {
+            return Err(m.wrong("--verbosity", "only without --log-level"));
+        }
+        common.log.level = level;
+    } else if !m.given("--log-level") {
+        common.log.level = LevelFilter::Info;
+    }
+    if let Some(path) = m.path("--logfile") {
+        if common.log.sink != Sink::Stderr {
+            return Err(m.wrong("--logfile", "only without another place for the log"));
+        }
+        common.log.sink = Sink::File(path);
+    }
+    let bytes = m.required("--udp-buffer", buffer_size)?;
+    Ok(SharedConfig {
+        destination: Destination {
+            host: m.positional(0).unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+            port: port_argument(m)?,
+        },
+        bind: bind_address(m)?,
+        framing: match m.required("--framing", choice(&["pool", "mullvad"]))? {
+            "mullvad" => Framing::Mullvad,
+            _ => Framing::Pool,
+        },
+        queue_datagrams_max: m.required("--queue", count(1, 65_535))?,
+        sessions_max: m.required("--max-sessions", count(1, 65_535))?,
+        udp_buffers: Buffers { receive: bytes, send: bytes },
+        common,
+    })
+}
+
+fn bind_address(m: &Matches) -> Result<SocketAddr, UsageError> {
+    let port = m.required("--bind-port", port_number)?;
+    m.required("--bind-address", |text| {
+        let host = text.trim_matches(['[', ']']);
+        (host, port)
+            .to_socket_addrs()
+            .ok()
+            .and_then(|mut found| found.next())
+            .ok_or_else(|| "an IPv4 or IPv6 address, or a name of one of this machine".to_owned())
+    })
+}
+
+fn port_argument(m: &Matches) -> Result<u16, UsageError> {
+    let text = m.positional(1).unwrap_or_default();
+    match port_number(text) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(UsageError::NotAllowed {
+            option: "DST_PORT".to_owned(),
+            value: text.to_owned(),
+            allowed: "a port from 1 to 65535".to_owned(),
+        }),
+    }
+}
+
+fn port_number(text: &str) -> Result<u16, String> {
+    let port = number(0, 65_535)(text)?;
+    u16::try_from(port).map_err(|_| "a port from 0 to 65535".to_owned())
+}
+
+fn key_files(m: &Matches) -> Result<Option<KeyFiles>, UsageError> {
+    let path = |name| m.path(name).map(|path| absolute(&path));
+    match (path("--cert"), path("--key")) {
+        (Some(certificate), Some(key)) => Ok(Some(KeyFiles { certificate, key })),
+        // As the peer: a certificate's file may hold its key too.
+        (Some(certificate), None) => Ok(Some(KeyFiles { key: certificate.clone(), certificate })),
+        (None, Some(_)) => Err(m.wrong("--key", "only together with --cert")),
+        (None, None) => Ok(None),
+    }
+}
+
+fn refuse_without_tls(m: &Matches, names: &[&str]) -> Result<(), UsageError> {
+    for name in names {
+        if m.given(name) {
+            return Err(m.wrong(name, "not together with --no-tls"));
+        }
+    }
+    Ok(())
+}
+
+/// RFC 7301 §3.1.
+fn alpn(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=255 => Ok(text.to_owned()),
+        _ => Err("a protocol's name of 1 to 255 bytes".to_owned()),
+    }
+}
+
+/// `fatal` is below every level that we have: errors alone come nearest.
+fn verbosity(text: &str) -> Result<LevelFilter, String> {
+    match text {
+        "debug" => Ok(LevelFilter::Debug),
+        "info" => Ok(LevelFilter::Info),
+        "warn" => Ok(LevelFilter::Warn),
+        "error" | "fatal" => Ok(LevelFilter::Error),
+        _ => Err("one of debug, info, warn, error, fatal".to_owned()),
+    }
+}
+
+/// Kernels count socket buffers in an int, doubled.
+fn buffer_size(text: &str) -> Result<usize, String> {
+    let allowed = || "bytes from 0 to 1G, such as 262144 or 256k".to_owned();
+    let bytes = size(text)?;
+    usize::try_from(bytes).ok().filter(|bytes| *bytes <= 1 << 30).ok_or_else(allowed)
+}
+
+fn count(min: u64, max: u64) -> impl Fn(&str) -> Result<usize, String> {
+    let parse = number(min, max);
+    move |text| parse(text).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
+}

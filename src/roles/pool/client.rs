@@ -1,0 +1,422 @@
+//! `pool client`: the main thread, which receives from the local endpoints and spreads each one's
+//! datagrams over its session's uplinks.
+
+use super::batch::{Batch, LinkHandle, Links, new_batch};
+use super::counters::DropReason;
+use super::link::{Sink, WAKE as LINK_WAKE};
+use super::lookup::{self, Lookup};
+use super::server::Tells;
+use super::session::hand_over;
+use super::uplink::{Route, Tls, Uplink, Word};
+use super::{Activity, ClientConfig, ClientTls, Framing, Shared};
+use crate::error::Error;
+use crate::net::random;
+use crate::net::sys::mmsg::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::tls::{ClientTrust, Identity, TlsError, connector};
+use crate::net::udp::UdpSocket;
+use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
+use crate::roles::startup::Startup;
+use crate::runtime::clock;
+use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::queue::{self, Receiver, Sender, Wake};
+use crate::runtime::thread::{self, Thread};
+use crate::state::token_bucket::LogGate;
+use crate::wire::pool::SessionId;
+use mio::{Interest, Token};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const UDP: Token = Token(FIRST_OWN);
+
+/// OpenSSL's handshake and its search for roots need more than our own code.
+const STACK: usize = 256 * 1024;
+/// Messages from the uplinks that may wait; more make the sender wait.
+const MESSAGES_MAX: usize = 1024;
+/// Bytes that wait for a session's first connection, besides the limit of datagrams.
+const WAITING_LEN_MAX: usize = 1 << 20;
+/// How often idle sessions are looked for, at most.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Word from the uplinks.
+#[derive(Debug)]
+pub(super) enum ToMain {
+    /// A connection is up.
+    Up { endpoint: SocketAddr, session: SessionId, link: LinkHandle },
+    /// It is down again.
+    Down { endpoint: SocketAddr, id: u64 },
+    /// An uplink's thread has ended.
+    Gone { serial: u64 },
+}
+
+struct UplinkHandle {
+    words: Sender<Word>,
+    thread: Thread<()>,
+}
+
+struct Session {
+    id: SessionId,
+    uplinks: Vec<u64>,
+    links: Links,
+    activity: Arc<Activity>,
+    /// Datagrams on their way out, or waiting for the first connection.
+    batch: Batch,
+}
+
+struct Client {
+    config: ClientConfig,
+    route: Arc<Route>,
+    socket: Arc<UdpSocket>,
+    sessions: HashMap<SocketAddr, Session>,
+    uplinks: HashMap<u64, UplinkHandle>,
+    uplinks_started: u64,
+    to_main: Sender<ToMain>,
+    next_expiry: Option<Instant>,
+    limit_log: LogGate,
+}
+
+/// Serves until stopped.
+pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error> {
+    let mut frame = Frame::new(config.shared.common.metrics, None)?;
+    let shared = Arc::new(Shared::new(&mut frame.registry));
+    let bind = config.shared.bind;
+    let cannot_bind = || format!("cannot bind udp {bind}");
+    let mut socket = UdpSocket::bind(bind, false, config.shared.udp_buffers)
+        .map_err(Error::while_doing(cannot_bind))?;
+    frame
+        .events
+        .register(socket.source(), UDP, Interest::READABLE)
+        .map_err(Error::while_doing(cannot_bind))?;
+    if let Ok(address) = socket.local_addr() {
+        log::info!("listening on udp {address}");
+    }
+    if let Some(mark) = config.mark {
+        try_mark(mark)?;
+    }
+    let (to_main, from_uplinks) = queue::bounded(MESSAGES_MAX, &frame.wake()?);
+    let route = Arc::new(route(&config, &shared)?);
+    frame.ready(startup)?;
+    let mut client = Client {
+        config,
+        route,
+        socket: Arc::new(socket),
+        sessions: HashMap::new(),
+        uplinks: HashMap::new(),
+        uplinks_started: 0,
+        to_main,
+        next_expiry: None,
+        limit_log: LogGate::new(1, 5),
+    };
+    let mut receive = ReceiveQueue::default();
+    loop {
+        let numbers = || {
+            let line = shared.counters.status_line();
+            (line.clone(), line)
+        };
+        match frame.next_happening(client.next_expiry, numbers)? {
+            Happening::Stop => {
+                drop(from_uplinks);
+                client.stop();
+                return Ok(());
+            }
+            // The certificate is read again for new connections.
+            Happening::Reload => client.reload(),
+            Happening::Ready(WAKE, _) => client.listen_to_uplinks(&from_uplinks),
+            Happening::Ready(_, _) => client.receive(&mut receive, &mut frame.events),
+            Happening::RoundOver(now) => client.expire(now),
+        }
+    }
+}
+
+/// SO_MARK is refused to everybody without CAP_NET_ADMIN: better said at the start than at each
+/// connection.
+fn try_mark(mark: u32) -> Result<(), Error> {
+    let doing = || format!("cannot mark packets with --mark {mark:#x} (needs CAP_NET_ADMIN)");
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    socket.and_then(|socket| socket.set_mark(mark)).map_err(Error::while_doing(doing))
+}
+
+fn load_tls(tls: &ClientTls) -> Result<Tls, TlsError> {
+    let identity = tls
+        .files
+        .as_ref()
+        .map(|files| Identity::load(&files.certificate, &files.key))
+        .transpose()?;
+    let trust = ClientTrust {
+        ca: tls.ca.as_deref(),
+        any_server: false,
+        any_name: !tls.checks_name,
+        alpn: tls.alpn.as_deref(),
+        identity: identity.as_ref(),
+    };
+    Ok(Tls { connector: connector(&trust)?, server_name: tls.server_name.clone() })
+}
+
+fn route(config: &ClientConfig, shared: &Arc<Shared>) -> Result<Route, Error> {
+    let destination = config.shared.destination.clone();
+    let is_address = destination.host.parse::<std::net::IpAddr>().is_ok();
+    let fixed = if is_address || config.resolves_once {
+        let cannot = || format!("cannot resolve {destination}");
+        let mut found = lookup::addresses(&destination).map_err(Error::while_doing(cannot))?;
+        // As the peer's --resolve-once: IPv4 is preferred.
+        found.sort_by_key(SocketAddr::is_ipv6);
+        Some(found)
+    } else {
+        None
+    };
+    let lookup = match fixed {
+        Some(_) => None,
+        None => Some(
+            Lookup::start(destination.clone())
+                .map_err(Error::while_doing(|| "cannot start a thread"))?,
+        ),
+    };
+    Ok(Route {
+        shared: Arc::clone(shared),
+        destination,
+        fixed,
+        lookup,
+        tls: Mutex::new(config.tls.as_ref().map(load_tls).transpose()?.map(Arc::new)),
+        mark: config.mark,
+        connect_timeout: config.connect_timeout,
+        backoff: config.backoff,
+        sends_session_id: config.shared.framing == Framing::Pool,
+        queue_datagrams_max: config.shared.queue_datagrams_max,
+        log_gate: Mutex::new(LogGate::new(1, 8)),
+    })
+}
+
+impl Client {
+    fn reload(&mut self) {
+        let Some(tls) = &self.config.tls else {
+            return;
+        };
+        match load_tls(tls) {
+            Ok(loaded) => {
+                self.route.set_tls(Arc::new(loaded));
+                log::info!("certificates reloaded; new connections use them");
+            }
+            Err(error) => {
+                self.route.shared.counters.certificate_reload_errors.increment();
+                log::error!("the old certificates stay in use: {error}");
+            }
+        }
+    }
+
+    /// One `recvmmsg`, and its datagrams on their way.
+    fn receive(&mut self, queue: &mut ReceiveQueue, events: &mut EventLoop) {
+        match self.socket.receive(queue) {
+            Ok(received) if received == RECEIVE_BATCH => events.again(UDP, Readiness::READABLE),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => {
+                self.route.shared.counters.icmp_error();
+                events.again(UDP, Readiness::READABLE);
+                return;
+            }
+        }
+        let now = clock::now();
+        let shared = Arc::clone(&self.route.shared);
+        let kernel_drops = self.socket.new_kernel_drops(queue);
+        shared.counters.drop(DropReason::ReceiveBufferFull, kernel_drops as usize);
+        let mut last: Option<SocketAddr> = None;
+        for message in queue.messages() {
+            let Some(endpoint) = message.source else {
+                continue;
+            };
+            if last.is_some_and(|last| last != endpoint) {
+                self.dispatch(last, &shared, now);
+            }
+            last = Some(endpoint);
+            if !self.sessions.contains_key(&endpoint) && !self.open_session(endpoint, now) {
+                shared.counters.drop(DropReason::SessionLimit, message.datagrams().count());
+                continue;
+            }
+            let Some(session) = self.sessions.get_mut(&endpoint) else {
+                continue;
+            };
+            session.activity.touch(now);
+            for datagram in message.datagrams() {
+                if session.links.is_empty() {
+                    let waits = &session.batch;
+                    if waits.datagrams >= self.route.queue_datagrams_max
+                        || waits.bytes.len() >= WAITING_LEN_MAX
+                    {
+                        shared.counters.drop(DropReason::NotConnected, 1);
+                        continue;
+                    }
+                } else if session.batch.is_full_for(datagram.len()) {
+                    let full = std::mem::replace(&mut session.batch, new_batch(&shared.buffers));
+                    hand_over(&shared, &mut session.links, full, now);
+                }
+                // UDP datagrams are shorter than the longest frame.
+                session.batch.push(datagram);
+            }
+        }
+        self.dispatch(last, &shared, now);
+    }
+
+    /// Hands a session's batch over, once it has a connection.
+    fn dispatch(&mut self, endpoint: Option<SocketAddr>, shared: &Shared, now: Instant) {
+        let session = endpoint.and_then(|endpoint| self.sessions.get_mut(&endpoint));
+        if let Some(session) = session.filter(|session| !session.links.is_empty()) {
+            if !session.batch.is_empty() {
+                let batch = std::mem::take(&mut session.batch);
+                hand_over(shared, &mut session.links, batch, now);
+                session.batch = new_batch(&shared.buffers);
+            }
+        }
+    }
+
+    fn open_session(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
+        let opened = if self.sessions.len() >= self.config.shared.sessions_max {
+            Err(format!("--max-sessions {} are open", self.config.shared.sessions_max))
+        } else {
+            self.start_session(endpoint, now).map_err(|error| error.to_string())
+        };
+        match opened {
+            Ok(session) => {
+                log::info!("session {}: opened for {endpoint}", session.id);
+                self.sessions.insert(endpoint, session);
+                let counters = &self.route.shared.counters;
+                counters.sessions.add(1);
+                counters.sessions_opened.increment();
+                self.next_expiry.get_or_insert(now + EXPIRY_INTERVAL);
+                true
+            }
+            Err(cause) => {
+                if let Some(more) = self.limit_log.pass(now) {
+                    log::warn!("no session for {endpoint}: {cause} ({more} more lines)");
+                }
+                false
+            }
+        }
+    }
+
+    fn start_session(&mut self, endpoint: SocketAddr, now: Instant) -> io::Result<Session> {
+        let id = SessionId::from_random(random::bytes()?);
+        let activity = Arc::new(Activity::new(now));
+        let mut session = Session {
+            id,
+            uplinks: Vec::new(),
+            links: Links::new(self.route.queue_datagrams_max),
+            activity: Arc::clone(&activity),
+            batch: new_batch(&self.route.shared.buffers),
+        };
+        for _ in 0..self.config.pool_size {
+            match self.start_uplink(id, endpoint, &activity) {
+                Ok(serial) => session.uplinks.push(serial),
+                // Fewer connections than asked for carry datagrams too.
+                Err(error) if !session.uplinks.is_empty() => {
+                    log::warn!("session {id}: only {} connections: {error}", session.uplinks.len());
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(session)
+    }
+
+    fn start_uplink(
+        &mut self,
+        session: SessionId,
+        endpoint: SocketAddr,
+        activity: &Arc<Activity>,
+    ) -> io::Result<u64> {
+        let serial = self.uplinks_started;
+        let events = EventLoop::new()?;
+        let wake = Wake::new(events.waker(LINK_WAKE)?);
+        let (word_sender, words) = queue::bounded(1, &wake);
+        let uplink = Uplink {
+            route: Arc::clone(&self.route),
+            serial,
+            session,
+            endpoint,
+            sink: Sink { socket: Arc::clone(&self.socket), endpoint: Some(endpoint) },
+            activity: Arc::clone(activity),
+            words,
+            word_sender: word_sender.clone(),
+            to_main: self.to_main.clone(),
+            events,
+            wake,
+        };
+        let gone = Tells { message: Some(ToMain::Gone { serial }), to_main: self.to_main.clone() };
+        let thread = thread::spawn("pool:up", serial, STACK, move || {
+            let _gone = gone;
+            uplink.run();
+        })?;
+        self.uplinks_started += 1;
+        self.uplinks.insert(serial, UplinkHandle { words: word_sender, thread });
+        Ok(serial)
+    }
+
+    fn listen_to_uplinks(&mut self, messages: &Receiver<ToMain>) {
+        let shared = Arc::clone(&self.route.shared);
+        let now = clock::now();
+        for message in messages.drain() {
+            match message {
+                ToMain::Up { endpoint, session: id, link } => {
+                    // A session that has just expired has closed its uplinks, and another may have
+                    // its endpoint.
+                    let session = self.sessions.get_mut(&endpoint);
+                    if let Some(session) = session.filter(|session| session.id == id) {
+                        session.links.add(link, now);
+                        self.dispatch(Some(endpoint), &shared, now);
+                    }
+                }
+                ToMain::Down { endpoint, id } => {
+                    if let Some(session) = self.sessions.get_mut(&endpoint) {
+                        session.links.remove(id);
+                    }
+                }
+                ToMain::Gone { serial } => {
+                    if let Some(uplink) = self.uplinks.remove(&serial) {
+                        // A panic has been logged.
+                        let _ = uplink.thread.join();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the sessions that have been silent both ways for too long.
+    fn expire(&mut self, now: Instant) {
+        if self.next_expiry.is_none_or(|next| next > now) {
+            return;
+        }
+        let expire = self.config.expire;
+        let (uplinks, counters) = (&self.uplinks, &self.route.shared.counters);
+        self.sessions.retain(|endpoint, session| {
+            let silent = now.saturating_duration_since(session.activity.last());
+            if silent < expire {
+                return true;
+            }
+            log::info!("session {}: closed, {endpoint} was silent", session.id);
+            for serial in &session.uplinks {
+                if let Some(uplink) = uplinks.get(serial) {
+                    uplink.words.close();
+                }
+            }
+            counters.sessions.add(-1);
+            false
+        });
+        self.next_expiry =
+            (!self.sessions.is_empty()).then(|| now + EXPIRY_INTERVAL.min(expire.max(MIN_TICK)));
+    }
+
+    fn stop(mut self) {
+        log::info!("stopping, {} sessions", self.sessions.len());
+        for uplink in self.uplinks.values() {
+            uplink.words.close();
+        }
+        for (_, uplink) in self.uplinks.drain() {
+            let _ = uplink.thread.join();
+        }
+        log::info!("stopped");
+    }
+}
+
+/// An expiry of zero would spin.
+const MIN_TICK: Duration = Duration::from_millis(10);

@@ -1,0 +1,320 @@
+//! The client's thread of one connection: connects, backs off, connects again; while it is up it is
+//! a [`super::link`].
+
+use super::batch::{Batch, LinkHandle, Waiting};
+use super::client::ToMain;
+use super::counters::{LinkEnd, SetUpFailure};
+use super::link::{Link, STREAM, Sink};
+use super::lookup::Lookup;
+use super::server::STREAM_OPTIONS;
+use super::{Activity, Destination, Shared};
+use crate::net::stream::{Socket, Stream};
+use crate::net::tcp;
+use crate::runtime::clock;
+use crate::runtime::event_loop::EventLoop;
+use crate::runtime::queue::{self, Receiver, Sender, Wake};
+use crate::state::backoff::Backoff;
+use crate::state::token_bucket::LogGate;
+use crate::wire::pool::SessionId;
+use mio::Interest;
+use native_tls::{HandshakeError, TlsConnector};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Longer than any connection that fails at once, shorter than anyone's patience: a connection that
+/// has lived so long was a success, and the next failure waits for the first delay again.
+const LONG_LIVED: Duration = Duration::from_secs(10);
+/// Delays grow to this many times the first one.
+const BACKOFF_GROWTH: u32 = 6;
+
+/// What a thread waits for.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// The destination's addresses, as they were asked for.
+    Addresses(io::Result<Vec<SocketAddr>>),
+}
+
+/// TLS as the client does it.
+pub(super) struct Tls {
+    pub(super) connector: TlsConnector,
+    pub(super) server_name: String,
+}
+
+/// What all uplinks of the client have in common.
+pub(super) struct Route {
+    pub(super) shared: Arc<Shared>,
+    pub(super) destination: Destination,
+    /// Resolved once, at the start; else names are looked up for each connection.
+    pub(super) fixed: Option<Vec<SocketAddr>>,
+    pub(super) lookup: Option<Lookup>,
+    pub(super) tls: Mutex<Option<Arc<Tls>>>,
+    pub(super) mark: Option<u32>,
+    pub(super) connect_timeout: Duration,
+    pub(super) backoff: Duration,
+    pub(super) sends_session_id: bool,
+    pub(super) queue_datagrams_max: usize,
+    pub(super) log_gate: Mutex<LogGate>,
+}
+
+impl Route {
+    /// Other certificates for the connections to come.
+    pub(super) fn set_tls(&self, tls: Arc<Tls>) {
+        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls);
+    }
+
+    fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One uplink.
+pub(super) struct Uplink {
+    pub(super) route: Arc<Route>,
+    pub(super) serial: u64,
+    pub(super) session: SessionId,
+    pub(super) endpoint: SocketAddr,
+    pub(super) sink: Sink,
+    pub(super) activity: Arc<Activity>,
+    pub(super) words: Receiver<Word>,
+    pub(super) word_sender: Sender<Word>,
+    pub(super) to_main: Sender<ToMain>,
+    pub(super) events: EventLoop,
+    pub(super) wake: Wake,
+}
+
+type Failure = (SetUpFailure, String);
+
+impl Uplink {
+    /// The thread's body.
+    pub(super) fn run(mut self) {
+        let max = self.route.backoff * BACKOFF_GROWTH;
+        let mut backoff = Backoff::new(self.route.backoff, max);
+        while !self.words.is_closed() {
+            let delay = match self.connect() {
+                Ok(Some(stream)) => {
+                    let begin = clock::now();
+                    self.serve(stream);
+                    if clock::now().saturating_duration_since(begin) >= LONG_LIVED {
+                        backoff.succeeded();
+                    }
+                    // The first attempt after a loss is free; a server that takes connections and
+                    // drops them is not asked in a loop.
+                    backoff.failed() / 10
+                }
+                Ok(None) => return,
+                Err((failure, cause)) => {
+                    let delay = backoff.failed();
+                    self.complain(failure, &cause, delay);
+                    delay
+                }
+            };
+            // A tenth either way, so that connections that fell together do not rise together.
+            let jitter = delay / 10 * u32::try_from(self.serial % 3).unwrap_or(0);
+            if !self.rest(clock::now() + delay + jitter) {
+                return;
+            }
+        }
+    }
+
+    fn complain(&self, failure: SetUpFailure, cause: &str, delay: Duration) {
+        self.route.shared.counters.set_up_failed(failure);
+        let mut gate = self.route.log_gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(more) = gate.pass(clock::now()) {
+            log::warn!(
+                "uplink to {}: {cause}; next attempt in {delay:?} ({more} more lines)",
+                self.route.destination
+            );
+        }
+    }
+
+    /// Waits until `deadline`; false when the uplink is to end.
+    fn rest(&mut self, deadline: Instant) -> bool {
+        loop {
+            let now = clock::now();
+            if self.words.is_closed() {
+                return false;
+            }
+            if now >= deadline {
+                return true;
+            }
+            if self.events.wait(Some(clock::until(deadline, now))).is_err() {
+                return false;
+            }
+            while self.events.next_ready().is_some() {}
+            // Late answers to lookups that were given up.
+            let _ = self.words.drain().count();
+        }
+    }
+
+    /// A connection that is ready for frames; `None` when the uplink is to end.
+    fn connect(&mut self) -> Result<Option<Stream>, Failure> {
+        let addresses = match &self.route.fixed {
+            Some(addresses) => addresses.clone(),
+            None => match self.look_up()? {
+                Some(addresses) => addresses,
+                None => return Ok(None),
+            },
+        };
+        let mut last = (SetUpFailure::Lookup, "the name has no address".to_owned());
+        for address in addresses {
+            match self.connect_to(address) {
+                Ok(stream) => return Ok(stream),
+                Err(failure) => last = failure,
+            }
+        }
+        Err(last)
+    }
+
+    fn look_up(&mut self) -> Result<Option<Vec<SocketAddr>>, Failure> {
+        let host = &self.route.destination.host;
+        let failed =
+            |cause: String| (SetUpFailure::Lookup, format!("cannot resolve {host}: {cause}"));
+        let sender = self.word_sender.clone();
+        let asked = self.route.lookup.as_ref().is_some_and(|lookup| {
+            lookup.ask(move |found| {
+                // An uplink that has ended does not want it any more.
+                let _ = sender.send(Word::Addresses(found));
+            })
+        });
+        if !asked {
+            return Err(failed("too many lookups".to_owned()));
+        }
+        let deadline = clock::now() + self.route.connect_timeout;
+        loop {
+            let now = clock::now();
+            if self.words.is_closed() {
+                return Ok(None);
+            }
+            if let Some(Word::Addresses(found)) = self.words.drain().next() {
+                return found.map(Some).map_err(|error| failed(error.to_string()));
+            }
+            if now >= deadline {
+                return Err(failed("no answer in time".to_owned()));
+            }
+            self.events
+                .wait(Some(clock::until(deadline, now)))
+                .map_err(|error| (SetUpFailure::System, error.to_string()))?;
+            while self.events.next_ready().is_some() {}
+        }
+    }
+
+    fn connect_to(&mut self, address: SocketAddr) -> Result<Option<Stream>, Failure> {
+        let route = Arc::clone(&self.route);
+        let deadline = clock::now() + route.connect_timeout;
+        let failed = |error: io::Error| (SetUpFailure::Connect, format!("{address}: {error}"));
+        let mut socket =
+            Socket::new(tcp::connect(address, &STREAM_OPTIONS, route.mark).map_err(failed)?);
+        self.events
+            .register(&mut socket, STREAM, Interest::READABLE | Interest::WRITABLE)
+            .map_err(failed)?;
+        let mut stream = match self.shake_hands(&route, &socket, address, deadline) {
+            Ok(Some(stream)) => stream,
+            other => {
+                // The socket is closed next, which ends the watching in any case.
+                let _ = self.events.deregister(&mut socket, STREAM);
+                return other;
+            }
+        };
+        if route.sends_session_id {
+            // An empty send buffer takes 16 bytes, and one TLS record.
+            stream.write_all(&self.session.bytes()).map_err(failed)?;
+        }
+        Ok(Some(stream))
+    }
+
+    fn shake_hands(
+        &mut self,
+        route: &Route,
+        socket: &Socket,
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Option<Stream>, Failure> {
+        if !self.await_stream(address, deadline)? {
+            return Ok(None);
+        }
+        let refused = |error: io::Error| (SetUpFailure::Connect, format!("{address}: {error}"));
+        if let Some(error) = socket.tcp().take_error().map_err(refused)? {
+            return Err(refused(error));
+        }
+        socket.tcp().peer_addr().map_err(refused)?;
+        let Some(tls) = route.tls() else {
+            return Ok(Some(Stream::Plain(socket.clone())));
+        };
+        let failed = |error: &native_tls::Error| {
+            (SetUpFailure::Tls, format!("{address}: TLS with {}: {error}", tls.server_name))
+        };
+        let mut result = tls.connector.connect(&tls.server_name, socket.clone());
+        loop {
+            match result {
+                Ok(stream) => return Ok(Some(Stream::Client(Box::new(stream)))),
+                Err(HandshakeError::Failure(error)) => return Err(failed(&error)),
+                Err(HandshakeError::WouldBlock(half)) => {
+                    if !self.await_stream(address, deadline)? {
+                        return Ok(None);
+                    }
+                    result = half.handshake();
+                }
+            }
+        }
+    }
+
+    /// Waits for news of the stream; false when the uplink is to end.
+    fn await_stream(&mut self, address: SocketAddr, deadline: Instant) -> Result<bool, Failure> {
+        loop {
+            let now = clock::now();
+            if now >= deadline {
+                return Err((SetUpFailure::Timeout, format!("{address}: no answer in time")));
+            }
+            self.events
+                .wait(Some(clock::until(deadline, now)))
+                .map_err(|error| (SetUpFailure::System, error.to_string()))?;
+            let mut has_news = false;
+            while let Some((token, _)) = self.events.next_ready() {
+                has_news |= token == STREAM;
+            }
+            if self.words.is_closed() {
+                return Ok(false);
+            }
+            if has_news {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn serve(&mut self, mut stream: Stream) {
+        let shared = Arc::clone(&self.route.shared);
+        let waiting = Arc::new(Waiting::new(stream.socket().clone()));
+        let (batch_sender, batches) =
+            queue::bounded::<Batch>(self.route.queue_datagrams_max, &self.wake);
+        let link =
+            LinkHandle { id: self.serial, queue: batch_sender, waiting: Arc::clone(&waiting) };
+        let up = ToMain::Up { endpoint: self.endpoint, session: self.session, link };
+        if self.to_main.send_waiting(up).is_err() {
+            return;
+        }
+        shared.counters.connections_up.increment();
+        shared.counters.connections.add(1);
+        log::debug!("uplink {}: up for {}", self.serial, self.endpoint);
+        let link = Link::new(
+            Arc::clone(&shared),
+            stream,
+            batches,
+            waiting,
+            self.sink.clone(),
+            Arc::clone(&self.activity),
+        );
+        let words = &self.words;
+        let end = link.serve(&mut self.events, || words.is_closed());
+        shared.counters.connections.add(-1);
+        shared.counters.link_down(&end);
+        match end {
+            LinkEnd::Failed(error) => log::warn!("uplink {}: {error}", self.serial),
+            end => log::debug!("uplink {}: {end}", self.serial),
+        }
+        // A main thread that has gone needs no telling.
+        let _ =
+            self.to_main.send_waiting(ToMain::Down { endpoint: self.endpoint, id: self.serial });
+    }
+}

@@ -8,12 +8,13 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    AlpnError, ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslSessionCacheMode,
-    SslStream, SslVerifyMode, SslVersion,
+    AlpnError, ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslOptions,
+    SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
 };
 use openssl::stack::Stack;
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::store::X509StoreBuilder;
+use openssl::x509::verify::X509VerifyFlags;
 use openssl::x509::{X509, X509Builder, X509Name, X509NameBuilder};
 use std::fmt;
 use std::fs;
@@ -194,6 +195,8 @@ impl Acceptor {
         builder.set_read_ahead(true);
         // Tickets resume sessions without memory here; a cache would hold 20,000 of them.
         builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+        // A client that renegotiates makes the server work; TLS 1.3 has none of it.
+        builder.set_options(SslOptions::NO_RENEGOTIATION);
         // Without a context of its own OpenSSL refuses to resume sessions with client certificates.
         builder.set_session_id_context(b"udpferry")?;
         if let Some(path) = client_ca {
@@ -204,6 +207,8 @@ impl Acceptor {
                 store.add_cert(authority)?;
             }
             builder.set_verify_cert_store(store.build())?;
+            // The file may hold an intermediate authority without its root.
+            builder.verify_param_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
             builder.set_client_ca_list(names);
             builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
         }
@@ -264,7 +269,7 @@ impl<S: Read + Write> Read for TlsStream<S> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self.stream.ssl_read(bytes) {
             Ok(len) => Ok(len),
-            Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(0),
+            Err(error) if error.code() == ErrorCode::ZERO_RETURN || is_end(&error) => Ok(0),
             Err(error) => Err(to_io(error, self.stream.ssl())),
         }
     }
@@ -281,6 +286,19 @@ impl<S: Read + Write> Write for TlsStream<S> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.get_mut().flush()
+    }
+}
+
+/// Whether the connection ended without TLS having been told, as it does when a phone loses its
+/// network: OpenSSL 3 has a reason for it, OpenSSL 1.1 an I/O error without an error.
+fn is_end(error: &openssl::ssl::Error) -> bool {
+    match error.code() {
+        ErrorCode::SYSCALL => error.io_error().is_none(),
+        ErrorCode::SSL => error.ssl_error().is_some_and(|stack| {
+            let mut reasons = stack.errors().iter().filter_map(|error| error.reason());
+            reasons.any(|reason| reason.contains("unexpected eof"))
+        }),
+        _ => false,
     }
 }
 

@@ -102,8 +102,7 @@ impl Session {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let silent =
-            self.silence_max.and_then(|timeout| self.activity.last().checked_add(timeout));
+        let silent = self.silence_max.and_then(|timeout| self.activity.last().checked_add(timeout));
         let deserted = self.deserted.and_then(|since| since.checked_add(self.grace));
         [silent, deserted].into_iter().flatten().min()
     }

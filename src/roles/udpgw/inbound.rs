@@ -6,12 +6,13 @@ use super::client::{Client, STREAM, Verdict};
 use super::counters::{DropReason, EndReason, FlowEnd};
 use super::sockets::SocketId;
 use super::workbench::{Outgoing, Workbench};
+use crate::net::stream::{Filled, Rest};
 use crate::runtime::event_loop::Readiness;
 use crate::state::access::canonical;
 use crate::state::flow_table::{Flow, FlowId};
 use crate::wire::length_prefix::Frames;
 use crate::wire::udpgw::{BYTE_ORDER, Datagram, Malformed, Message, body_len_max, parse};
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -28,20 +29,8 @@ pub(super) fn read_stream(
 ) -> Verdict {
     let kept = client.unfinished.len();
     bench.input[..kept].copy_from_slice(&client.unfinished);
-    let room = bench.input.len() - kept;
-    let read = match client.stream.read(&mut bench.input[kept..]) {
-        Ok(0) => return Err(EndReason::Closed),
-        Ok(read) => read,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-            client.events.again(STREAM, readiness);
-            return Ok(());
-        }
-        Err(error) => return Err(client.stream_failed(&error)),
-    };
-    if readiness.read_closed || !client.stream.is_drained_by(read, room) {
-        client.events.again(STREAM, Readiness { writable: false, ..readiness });
-    }
+    let Filled { len: read, rest } =
+        client.stream.fill(&mut bench.input[kept..], readiness.read_closed);
 
     // The input is lent to the frames while the rest of the workbench is written to.
     let input = std::mem::take(&mut bench.input);
@@ -71,7 +60,16 @@ pub(super) fn read_stream(
     }
     send_all(client, bench, &input, now);
     bench.input = input;
-    verdict
+    verdict?;
+    match rest {
+        Rest::Nothing => Ok(()),
+        Rest::More => {
+            client.events.again(STREAM, Readiness { writable: false, ..readiness });
+            Ok(())
+        }
+        Rest::Closed => Err(EndReason::Closed),
+        Rest::Failed(error) => Err(client.stream_failed(&error)),
+    }
 }
 
 fn take_frame(client: &mut Client, bench: &mut Workbench, input: &[u8], body: &[u8], now: Instant) {

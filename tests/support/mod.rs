@@ -3,6 +3,9 @@
 #![allow(dead_code, unreachable_pub)] // Each test program uses its part.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)] // A failed unwrap is a failed test.
 
+pub mod pki;
+pub mod programs;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;

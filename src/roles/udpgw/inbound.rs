@@ -35,7 +35,7 @@ pub(super) fn read_stream(
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
         Err(error) => {
-            log::info!("client: the stream failed: {error}");
+            log::info!("client {}: the stream failed: {error}", client.address);
             return Err(EndReason::StreamError);
         }
     };

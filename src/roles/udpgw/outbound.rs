@@ -122,7 +122,7 @@ fn write_all(client: &mut Client, bytes: &[u8]) -> Result<usize, EndReason> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                log::info!("client: the stream failed: {error}");
+                log::info!("client {}: the stream failed: {error}", client.address);
                 return Err(EndReason::StreamError);
             }
         }

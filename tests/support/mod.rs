@@ -2,6 +2,7 @@
 //! echo server. No sleeps: every wait is for an event, with a deadline that only a failure meets.
 #![allow(dead_code, unreachable_pub)] // Each test program uses its part.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)] // A failed unwrap is a failed test.
+#![allow(clippy::print_stderr)] // What a failed test's processes said.
 
 pub mod pki;
 pub mod programs;
@@ -222,9 +223,8 @@ impl Gateway {
 
     /// Waits until a metric has that value.
     pub fn await_metric(&self, name: &str, value: i64) {
-        if await_some(|| (self.metric(name) == value).then_some(())).is_none() {
-            panic!("{name} is {}, not {value}", self.metric(name));
-        }
+        let reached = await_some(|| (self.metric(name) == value).then_some(())).is_some();
+        assert!(reached, "{name} is {}, not {value}", self.metric(name));
     }
 
     /// Datagrams dropped for that reason.

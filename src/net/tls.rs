@@ -241,7 +241,10 @@ impl<S: Read + Write> Read for TlsStream<S> {
         match self.stream.ssl_read(bytes) {
             Ok(len) => Ok(len),
             Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(0),
-            Err(error) => Err(to_io(error, self.stream.ssl())),
+            Err(error) => match to_io(error, self.stream.ssl()) {
+                error if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+                error => Err(error),
+            },
         }
     }
 }
@@ -271,6 +274,10 @@ fn to_io(error: openssl::ssl::Error, ssl: &openssl::ssl::SslRef) -> io::Error {
             match error.into_io_error() {
                 Ok(error) => error,
                 Err(error) => match error.ssl_error().and_then(|stack| stack.errors().first()) {
+                    // OpenSSL 3 has a reason of its own for what was no error at all in 1.1.
+                    Some(first) if first.reason() == Some("unexpected eof while reading") => {
+                        io::ErrorKind::UnexpectedEof.into()
+                    }
                     Some(first) => {
                         io::Error::other(first.reason().unwrap_or("protocol error").to_owned())
                     }

@@ -232,6 +232,8 @@ impl Gateway {
         let mut watchdog = Ticker::new(notify::watchdog_interval(), now);
         let tells_status = std::env::var_os("NOTIFY_SOCKET").is_some();
         let mut status = Ticker::new(tells_status.then_some(STATUS_INTERVAL), now);
+        // The first at once, so that `systemctl status` never shows a service without a status.
+        status.next = status.next.map(|_| now);
         loop {
             let deadline = [stats.next, watchdog.next, status.next, self.accept_again]
                 .into_iter()

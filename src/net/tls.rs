@@ -313,6 +313,10 @@ fn to_io(error: openssl::ssl::Error, ssl: &openssl::ssl::SslRef) -> io::Error {
             match error.into_io_error() {
                 Ok(error) => error,
                 Err(error) => match error.ssl_error().and_then(|stack| stack.errors().first()) {
+                    // OpenSSL 3 has a reason of its own for what was no error at all in 1.1.
+                    Some(first) if first.reason() == Some("unexpected eof while reading") => {
+                        io::ErrorKind::UnexpectedEof.into()
+                    }
                     Some(first) => {
                         io::Error::other(first.reason().unwrap_or("protocol error").to_owned())
                     }

@@ -1,7 +1,11 @@
 //! What tests of roles share: the real binary as a service, a udpgw client that hides nothing, an
 //! echo server. No sleeps: every wait is for an event, with a deadline that only a failure meets.
 #![allow(dead_code, unreachable_pub)] // Each test program uses its part.
-#![allow(clippy::unwrap_used, clippy::print_stderr)] // A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+#![allow(clippy::print_stderr)] // What a failed test's processes said.
+
+pub mod pki;
+pub mod programs;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -275,7 +279,12 @@ impl Client<TcpStream> {
                 Ok(0) => return true,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return true,
-                Err(_) => return false,
+                // A read with a timeout is not restarted after a stop (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    eprintln!("not closed: {error}");
+                    return false;
+                }
             }
         }
     }
@@ -330,9 +339,11 @@ impl<S: Read + Write> Client<S> {
                 return Ok(reply);
             }
             let mut bytes = vec![0; 65_536];
-            match self.stream.read(&mut bytes)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                len => self.received.extend_from_slice(&bytes[..len]),
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => self.received.extend_from_slice(&bytes[..len]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }

@@ -6,3 +6,8 @@
 mod support;
 
 mod carrying;
+mod check;
+mod metrics;
+mod operation;
+mod proxy;
+mod tls;

@@ -225,6 +225,14 @@ impl Client {
             if self.shared.config.proxy_protocol {
                 match self.read_proxy_header() {
                     Ok(true) => {}
+                    // The rest will never come, and no further event will tell so.
+                    Ok(false) if readiness.read_closed => {
+                        log::warn!(
+                            "client {}: no PROXY header: closed in the middle of it",
+                            self.address
+                        );
+                        return Err(EndReason::ProxyHeader);
+                    }
                     Ok(false) => return Ok(()),
                     Err(cause) => {
                         log::warn!("client {}: no PROXY header: {cause}", self.address);

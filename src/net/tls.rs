@@ -269,8 +269,11 @@ impl<S: Read + Write> Read for TlsStream<S> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self.stream.ssl_read(bytes) {
             Ok(len) => Ok(len),
-            Err(error) if error.code() == ErrorCode::ZERO_RETURN || is_end(&error) => Ok(0),
-            Err(error) => Err(to_io(error, self.stream.ssl())),
+            Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(0),
+            Err(error) => match to_io(error, self.stream.ssl()) {
+                error if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+                error => Err(error),
+            },
         }
     }
 }
@@ -286,19 +289,6 @@ impl<S: Read + Write> Write for TlsStream<S> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.get_mut().flush()
-    }
-}
-
-/// Whether the connection ended without TLS having been told, as it does when a phone loses its
-/// network: OpenSSL 3 has a reason for it, OpenSSL 1.1 an I/O error without an error.
-fn is_end(error: &openssl::ssl::Error) -> bool {
-    match error.code() {
-        ErrorCode::SYSCALL => error.io_error().is_none(),
-        ErrorCode::SSL => error.ssl_error().is_some_and(|stack| {
-            let mut reasons = stack.errors().iter().filter_map(|error| error.reason());
-            reasons.any(|reason| reason.contains("unexpected eof"))
-        }),
-        _ => false,
     }
 }
 

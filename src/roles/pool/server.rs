@@ -204,7 +204,9 @@ impl Server {
             }
             return Ok(Room::More);
         }
+        // Never twice the same, not even after a failure: ends are told by it.
         let id = self.connections_started;
+        self.connections_started += 1;
         let frame = ConnectionFrame {
             shared: &self.shared,
             to_main: &self.to_main,
@@ -214,15 +216,12 @@ impl Server {
             handshake_timeout: self.config.handshake_timeout,
         };
         let (connection, orders) = Connection::new(&frame, id, address, stream)?;
-        let gone = Tells {
-            message: Some(ToMain::ConnectionGone { connection: id }),
-            to_main: self.to_main.clone(),
-        };
+        let to_main = self.to_main.clone();
         let thread = thread::spawn("pool:c", id, STACK, move || {
-            let _gone = gone;
+            // Made here: a thread that did not start tells nothing.
+            let _gone = Tells { message: Some(ToMain::ConnectionGone { connection: id }), to_main };
             connection.run();
         })?;
-        self.connections_started += 1;
         self.connections.insert(id, ConnectionHandle { orders, thread, session: None, address });
         let room = self.connections.len() + self.sessions.len() < self.connections_room;
         Ok(if room { Room::More } else { Room::Full })
@@ -306,6 +305,7 @@ impl Server {
         }
         let now = clock::now();
         let serial = self.sessions_started;
+        self.sessions_started += 1;
         let orders_max = 2 * self.config.connections_per_session_max + 2;
         let activity = Arc::new(Activity::new(now));
         let opened = self.connect_target().and_then(|mut socket| {
@@ -325,19 +325,15 @@ impl Server {
                 grace: self.config.session_grace,
                 deserted: Some(now),
             };
-            let gone = Tells {
-                message: Some(ToMain::SessionGone { serial }),
-                to_main: self.to_main.clone(),
-            };
+            let to_main = self.to_main.clone();
             let thread = thread::spawn("pool:s", serial, STACK, move || {
-                let _gone = gone;
+                let _gone = Tells { message: Some(ToMain::SessionGone { serial }), to_main };
                 session.run()
             })?;
             Ok((orders_sender, thread, socket))
         });
         let (orders, thread, socket) =
             opened.map_err(|error| format!("cannot open a session: {error}"))?;
-        self.sessions_started += 1;
         let handle = SessionHandle { serial, id, orders, thread, socket, activity, connections: 0 };
         self.sessions.insert(id, handle);
         self.shared.counters.sessions.add(1);

@@ -1,7 +1,7 @@
 //! The thread of one TCP client: owns its stream, its UDP sockets and its flows.
 
 use super::counters::{Counters, EndReason, FlowEnd, Tally, Totals};
-use super::sockets::{PortPools, Sockets};
+use super::sockets::{Budget, PortPools, Sockets};
 use super::workbench::{Workbench, Workbenches};
 use super::{Config, inbound, outbound};
 use crate::net::resolver::Resolver;
@@ -41,6 +41,7 @@ pub(super) struct Shared {
     pub resolver: Resolver,
     pub workbenches: Workbenches,
     pub pools: PortPools,
+    pub spare_sockets: Budget,
     pub admission: Mutex<Admission>,
     pub log_gate: Mutex<LogGate>,
 }
@@ -321,7 +322,8 @@ impl Client {
     pub(super) fn close_flow(&mut self, id: FlowId, end: FlowEnd) {
         let flow = self.flows.remove(id);
         self.tally.flow_closed(end);
-        self.sockets.release(&mut self.events, flow.socket, &self.shared.pools);
+        let (pools, budget) = (&self.shared.pools, &self.shared.spare_sockets);
+        self.sockets.release(&mut self.events, flow.socket, pools, budget);
     }
 
     /// Logs what went wrong with a datagram, unless too much has been logged lately. `describe`

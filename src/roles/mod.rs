@@ -1,8 +1,10 @@
 //! The programs, and the table that names them.
 
+pub mod dial;
 pub mod frame;
 pub mod listening;
 pub mod pool;
+pub mod report;
 pub mod selftest;
 pub mod startup;
 pub mod udpgw;

@@ -3,6 +3,7 @@
 use super::probe::{NoReply, Probe};
 use crate::error::Error;
 use crate::net::tls::{ClientTrust, self_signed};
+use crate::roles::dial::Dial;
 use crate::roles::selftest::{SelftestRow, Service, echo, free_port};
 use crate::runtime::clock;
 use crate::runtime::thread;
@@ -147,11 +148,12 @@ fn client(
     number: usize,
     authority: Option<&Path>,
 ) -> io::Result<ClientResult> {
-    let mut probe = Probe::connect(gateway, TIMEOUT)?;
+    let mut dial = Dial::connect(gateway, TIMEOUT)?;
     if authority.is_some() {
         let trust = ClientTrust { ca: authority, ..ClientTrust::default() };
-        probe.start_tls("localhost", &trust).map_err(io::Error::other)?;
+        dial.start_tls("localhost", &trust).map_err(io::Error::other)?;
     }
+    let mut probe = Probe::new(dial);
     probe.keepalive()?;
     let mut result = ClientResult::default();
     for round in 0..ROUNDS {

@@ -195,7 +195,7 @@ pub fn tls_step(
             };
             let advice = advise(&cause, shown.as_ref(), name, words);
             let advice: Vec<&str> = advice.iter().map(String::as_str).collect();
-            Err(report.failed(&format!("TLS handshake as {name}: {cause}"), &advice))
+            Err(report.failed(&format!("TLS handshake as {name}: {}", plain(&cause)), &advice))
         }
     }
 }
@@ -247,11 +247,8 @@ fn advise(cause: &str, certificate: Option<&Summary>, name: &str, words: &TlsWor
         advice.push("It is not valid yet: is a clock wrong, there or here?".to_owned());
     } else if has("hostname mismatch") || has("IP address mismatch") {
         advice
-            .push(format!("It is not for {name} (its authority is trusted, no {ca} is missing):"));
-        advice.push(format!("ask for the right name with {server_name},"));
-        advice.push(format!(
-            "or is this another server? (The authority is right, with {ca} or without.)"
-        ));
+            .push(format!("It is not for {name}: ask for its name with {server_name}, or is this"));
+        advice.push(format!("another server? (Its authority is trusted: {ca} is right.)"));
     } else {
         advice.push(format!("Its authority is not trusted here: give that one with {ca}"));
         advice.push(format!("(and the name that it is for with {server_name}, if it differs)."));
@@ -260,6 +257,18 @@ fn advise(cause: &str, certificate: Option<&Summary>, name: &str, words: &TlsWor
         }
     }
     advice
+}
+
+/// What OpenSSL's error says without where in its source it stands:
+/// `error:NUMBER:LIBRARY:FUNCTION:REASON:FILE:LINE:DATA (VERIFICATION)`.
+pub fn plain(error: &str) -> String {
+    let reason = error.strip_prefix("error:").and_then(|fields| fields.split(':').nth(3));
+    let verification = error.rsplit_once(" (").filter(|(_, text)| text.ends_with(')'));
+    match (reason, verification) {
+        (Some(reason), Some((_, verification))) => format!("{reason} ({verification}"),
+        (Some(reason), None) => reason.to_owned(),
+        (None, _) => error.to_owned(),
+    }
 }
 
 /// Names the protocol that a server's first bytes look like.
@@ -274,5 +283,76 @@ pub fn recognise(bytes: &[u8], tls_advice: &str) -> String {
     } else {
         let shown = &bytes[..bytes.len().min(16)];
         format!("it says \"{}\"", shown.escape_ascii())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORDS: TlsWords = TlsWords {
+        plain: "--no-tls",
+        ca: "--cafile",
+        server_name: "--tls-servername",
+        identity: "--cert and --key",
+    };
+
+    fn certificate() -> Summary {
+        Summary {
+            names: vec!["a.test".to_owned(), "b.test".to_owned()],
+            issuer: "An Authority".to_owned(),
+            is_self_signed: false,
+            not_after: "Jan  1 00:00:00 2027 GMT".to_owned(),
+            days_left: 40,
+            is_early: false,
+        }
+    }
+
+    #[test]
+    fn each_failed_handshake_has_advice_of_its_own() {
+        let verify = |why: &str| {
+            format!("error:0A000086:SSL routines:f:certificate verify failed:x.c:1889: ({why})")
+        };
+        let advice = |cause: &str, shown: Option<&Summary>| {
+            advise(cause, shown, "c.test", &WORDS).join("\n")
+        };
+        let own = certificate();
+        let expired = Summary { days_left: -3, ..certificate() };
+        let early = Summary { is_early: true, ..certificate() };
+        let alone = Summary { is_self_signed: true, ..certificate() };
+        for (cause, shown, parts) in [
+            (verify("hostname mismatch"), Some(&own), ["not for c.test", "a.test, b.test"]),
+            (verify("IP address mismatch"), Some(&own), ["not for c.test", "--tls-servername"]),
+            (verify("certificate has expired"), Some(&expired), ["renew it", "expired on Jan"]),
+            (verify("certificate is not yet valid"), Some(&early), ["not valid yet", "clock"]),
+            (
+                verify("unable to get local issuer certificate"),
+                Some(&own),
+                ["signed by An Authority", "--cafile"],
+            ),
+            (verify("self-signed certificate"), Some(&alone), ["its own authority", "--cafile"]),
+            ("sslv3 alert handshake failure".to_owned(), None, ["--cert and --key", "client"]),
+            ("no application protocol".to_owned(), None, ["--alpn", "clients"]),
+            (NO_ANSWER.to_owned(), None, ["does not speak TLS", "--no-tls"]),
+            ("wrong version number".to_owned(), None, ["does not speak TLS", "--no-tls"]),
+        ] {
+            let text = advice(&cause, shown);
+            assert!(parts.iter().all(|part| text.contains(part)), "{cause}: {text}");
+        }
+        assert_eq!(
+            plain(&verify("hostname mismatch")),
+            "certificate verify failed (hostname mismatch)"
+        );
+        let alert = "error:0A00045C:SSL routines:f:tlsv13 alert certificate required:y.c:2:SSL \
+                     alert number 116";
+        assert_eq!(plain(alert), "tlsv13 alert certificate required");
+        assert_eq!(plain("no answer in time"), "no answer in time");
+    }
+
+    #[test]
+    fn protocols_are_told_by_their_first_bytes() {
+        assert_eq!(recognise(b"SSH-2.0-x", ""), "it is an SSH server");
+        assert_eq!(recognise(&[0x15, 3, 3, 0, 2], "try it"), "it speaks TLS; try it");
+        assert_eq!(recognise(b"\x00\x01hello", ""), "it says \"\\x00\\x01hello\"");
     }
 }

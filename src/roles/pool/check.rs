@@ -10,7 +10,7 @@ use crate::cli::values::duration;
 use crate::error::Error;
 use crate::net::random;
 use crate::net::tls::{ClientTrust, Identity};
-use crate::roles::dial::{ConnectHints, TlsWords, connect_step, recognise, tls_step};
+use crate::roles::dial::{ConnectHints, TlsWords, connect_step, plain, recognise, tls_step};
 use crate::roles::report::{Report, say};
 use crate::runtime::clock;
 use crate::wire::pool::SessionId;
@@ -127,9 +127,9 @@ fn judge(
         Err(NoReply::Closed) if tls.is_some() => Err(report.failed(
             "the server closed the connection",
             &[
-                "It may be full (--max-connections, --max-sessions), want a client certificate or",
-                "another one (--cert and --key), or speak something else than the pool's protocol.",
-                "Its log says which.",
+                "It may want a client certificate, or another one (--cert and --key), be full",
+                "(--max-connections, --max-sessions), or speak something else than the pool's",
+                "protocol. Its log says which.",
             ],
         )),
         Err(NoReply::Closed) => Err(report.failed(
@@ -141,7 +141,7 @@ fn judge(
         )),
         Err(NoReply::Failed(error)) => {
             // In TLS 1.3 a server judges the certificate after the client's handshake is over.
-            let text = error.to_string();
+            let text = plain(&error.to_string());
             let advice: &[&str] = if text.contains("certificate") || text.contains("unknown ca") {
                 &[
                     "The server wants a client certificate, or another one: give --cert and --key.",

@@ -43,7 +43,7 @@ impl Verdict {
         let (step, below) = after.split_once('\n').unwrap();
         assert!(step.contains(what) && step.ends_with(" ms)"), "no {what:?} in: {step}");
         for part in advice {
-            assert!(below.contains(part), "no {part:?} in the advice:\n{below}");
+            assert!(below.contains(part), "no {part:?} in the advice:\n{}", self.said);
         }
     }
 }

@@ -29,6 +29,8 @@ scratch=$(mktemp -d) || exit 1
 chmod 755 "$scratch"
 mkdir -m 1777 "$scratch/tmp" "$scratch/log"
 export TMPDIR=$scratch/tmp
+services='udpferry-udpgw udpferry-pool-server udpferry-pool-client'
+# The one whose installation and life are tested in every detail.
 service=udpferry-udpgw
 pids=()
 
@@ -95,13 +97,13 @@ install() {
 }
 # What an installation that forgot its --root would have made or changed.
 outside() {
-	ls -ld --time-style=full-iso /usr/bin/*udpgw /usr/bin/udpferry /var/lib/udpferry /etc/*/udpferry* \
+	ls -ld --time-style=full-iso /usr/bin/*udpgw /usr/bin/uotp-* /usr/bin/udpferry /var/lib/udpferry /etc/*/udpferry* \
 		/usr/lib/systemd/system/udpferry* /usr/lib/sysctl.d/*udpferry* /usr/share/man/man*/udpferry* \
 		/usr/share/bash-completion/completions/udpferry* 2>&1
 }
 
 installer_tests() {
-	local root=$scratch/root-$shell first before
+	local root=$scratch/root-$shell first before name
 	before=$(outside)
 	mkdir -p "$root"
 
@@ -113,10 +115,16 @@ installer_tests() {
 	check "$shell install: the binary is whole" cmp "$binary" "$root/usr/bin/udpferry"
 	check "$shell install: badvpn-udpgw runs the binary" equal "$(readlink "$root/usr/bin/badvpn-udpgw")" udpferry
 	check "$shell install: udpgw runs the binary" equal "$(readlink "$root/usr/bin/udpgw")" udpferry
-	check "$shell install: man page" test -s "$(echo "$root"/usr/share/man/man[1-8]/$service.[1-8])"
+	for name in uotp-server uotp-client; do
+		check "$shell install: $name runs the binary" equal "$(readlink "$root/usr/bin/$name")" udpferry
+	done
+	for name in $services; do
+		check "$shell install: man page of $name" test -s "$(echo "$root"/usr/share/man/man[1-8]/"$name".[1-8])"
+		check "$shell install: configuration of $name" cmp "$repo/packaging/sysconfig/$name" "$root/etc/default/$name"
+		check "$shell install: init script of $name without systemd" test -x "$root/etc/init.d/$name"
+	done
 	check "$shell install: completions" bash -n "$root/usr/share/bash-completion/completions/udpferry"
 	check "$shell install: sysctl file" test -s "$root/usr/lib/sysctl.d/60-udpferry.conf"
-	check "$shell install: init script without systemd" test -x "$root/etc/init.d/$service"
 	check "$shell install: no units without systemd" not test -e "$root/usr/lib/systemd"
 	check "$shell install: no firewalld file without firewalld" not test -e "$root/usr/lib/firewalld"
 	check "$shell install: no temporary files left" equal "$(find "$root" "$TMPDIR" -name '*.??????' -o -name 'tmp.*')" ""
@@ -134,8 +142,9 @@ installer_tests() {
 	check "$shell install: .new goes when it is no longer different" not test -e "$root/etc/default/$service.new"
 
 	check "$shell uninstall: keeps the configuration" install --root "$root" --uninstall
+	# shellcheck disable=SC2086 # One line each.
 	check "$shell uninstall: nothing else is left" equal \
-		"$(cd "$root" && find . ! -type d | sort)" "./etc/default/$service
+		"$(cd "$root" && find . ! -type d | sort)" "$(printf './etc/default/%s\n' $services | sort)
 ./var/lib/udpferry/manifest"
 	check "$shell uninstall: --purge" install --root "$root" --uninstall --purge
 	check "$shell uninstall: --purge leaves nothing" equal "$(tree "$root")" ""
@@ -145,6 +154,7 @@ installer_tests() {
 	# A machine of the Red Hat kind, with systemd, firewalld and badvpn.
 	mkdir -p "$root/usr/bin" "$root/etc/sysconfig" "$root/usr/lib/systemd/system" "$root/usr/lib/firewalld/services"
 	echo badvpn >"$root/usr/bin/badvpn-udpgw"
+	echo python >"$root/usr/bin/uotp-server"
 	echo 'net.core.rmem_max = 1' >"$root/usr/lib/sysctl.d" # refused below: not a directory
 	check "$shell install: a file in place of a directory is an error" not install --root "$root" --binary "$binary"
 	rm "$root/usr/lib/sysctl.d"
@@ -155,10 +165,15 @@ installer_tests() {
 	first=$(tree "$root")
 	check "$shell install: beside badvpn" install --root "$root" --binary "$binary"
 	check "$shell install: badvpn-udpgw of others is kept" equal "$(cat "$root/usr/bin/badvpn-udpgw")" badvpn
+	check "$shell install: uotp-server of others is kept" equal "$(cat "$root/usr/bin/uotp-server")" python
 	check "$shell install: and named" contains "$said" "kept $root/usr/bin/badvpn-udpgw"
-	check "$shell install: service unit" test -s "$root/usr/lib/systemd/system/$service.service"
+	for name in $services; do
+		check "$shell install: unit of $name" test -s "$root/usr/lib/systemd/system/$name.service"
+	done
 	check "$shell install: socket unit" test -s "$root/usr/lib/systemd/system/$service.socket"
-	check "$shell install: firewalld file" test -s "$root/usr/lib/firewalld/services/$service.xml"
+	for name in udpferry-udpgw udpferry-pool-server; do
+		check "$shell install: firewalld file $name" test -s "$root/usr/lib/firewalld/services/$name.xml"
+	done
 	check "$shell install: configuration in sysconfig" test -s "$root/etc/sysconfig/$service"
 	check "$shell install: no init script beside systemd" not test -e "$root/etc/init.d"
 	check "$shell install: --sysv --force-links" install --root "$root" --binary "$binary" --sysv --force-links
@@ -184,6 +199,9 @@ installer_tests() {
 	check "$shell install: no such root" not install --root "$scratch/none" --binary "$binary"
 	install --root "$root" --frobnicate
 	check "$shell install: unknown argument exits 2" equal "$code" 2
+	install --root "$root" --enable=frobnicate
+	check "$shell install: unknown service exits 2" equal "$code" 2
+	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client"
 	install --root "$root" --enable
 	check "$shell install: --enable in a scratch root exits 2" equal "$code" 2
 	CARGO_TARGET_DIR=$scratch/none install --root "$root"
@@ -198,7 +216,7 @@ installer_tests() {
 # init ACTION: sets code and said. The limit catches a service that keeps the
 # script's output open, on which `service ... | cat` would hang.
 init() {
-	said=$(UDPGW_CONFIG=$config timeout 30 "$shell" "$root/etc/init.d/$service" "$@" 2>&1)
+	said=$(INIT_CONFIG=$config timeout 30 "$shell" "$root/etc/init.d/$service" "$@" 2>&1)
 	code=$?
 }
 expect() { # ACTION CODE [NAME]
@@ -237,7 +255,7 @@ init_tests() {
 	check "$shell init: status names the process" contains "$said" "$pid"
 	if [ "$(id -u)" = 0 ] && have setpriv; then
 		check "$shell init: it runs as nobody" equal "$(stat -c %U "/proc/$pid")" nobody
-		said=$(UDPGW_CONFIG=$config setpriv --reuid=65534 --regid=65534 --clear-groups "$shell" "$root/etc/init.d/$service" status 2>&1)
+		said=$(INIT_CONFIG=$config setpriv --reuid=65534 --regid=65534 --clear-groups "$shell" "$root/etc/init.d/$service" status 2>&1)
 		check "$shell init: status for ordinary users" contains "$said" "is running"
 	else
 		skip "$shell init: privileges" "needs root and setpriv"
@@ -339,6 +357,52 @@ init_tests() {
 	rm -rf "$root" "$scratch"/log/*
 }
 
+# The services that share the script's body: each starts its own role, and takes
+# none of the others for itself.
+pool_init_tests() {
+	local pid pidfile name log=$scratch/log/pool.log
+	root=$scratch/init-pool-$shell
+	config=$scratch/pool.conf
+	mkdir -p "$root"
+	install --root "$root" --binary "$binary" --sysv
+	for service in udpferry-pool-server udpferry-pool-client; do
+		check "$shell init: the shipped configuration of $service is valid" "$shell" -n "$root/etc/default/$service"
+		pidfile=$scratch/$service.pid
+		pool_configure "$pidfile" 'DESTINATION=""'
+		expect start 6 "start of $service without a destination"
+		check "$shell init: the message says what is missing" contains "$said" DST_ADDRESS
+		pool_configure "$pidfile" 'DESTINATION="127.0.0.1 9"'
+		expect start 0 "start of $service"
+		pid=$(head -n 1 "$pidfile")
+		check "$shell init: $service runs its role" contains "$(tr '\0' ' ' <"/proc/$pid/cmdline")" "pool ${service##*-} "
+		expect status 0 "status of $service"
+		name=$service
+		service=udpferry-udpgw
+		expect status 1 "status of udpgw with the pid of $name"
+		service=$name
+		mv "$log" "$log.1"
+		expect reload 0 "reload of $service"
+		check "$shell init: $service reopens the log file" eventually test -e "$log"
+		expect stop 0 "stop of $service"
+		check "$shell init: $service has ended" not alive "$pid"
+	done
+	# Service is the client: packets can be marked as long as it stays root.
+	if [ "$(id -u)" = 0 ] && setpriv --bounding-set=+net_admin true 2>/dev/null; then
+		pool_configure "$pidfile" 'DESTINATION="127.0.0.1 9"' 'UDPFERRY_MARK="0xca6c"'
+		expect start 0 "start of $service with a mark"
+		check "$shell init: $service with a mark stays root" equal "$(stat -c %U "/proc/$(head -n 1 "$pidfile")")" root
+		expect stop 0 "stop of $service with a mark"
+	else
+		skip "$shell init: a client with a mark" "needs root and CAP_NET_ADMIN"
+	fi
+	service=udpferry-udpgw
+	rm -rf "$root" "$scratch"/log/*
+}
+pool_configure() { # PIDFILE LINE...
+	configure "$config" "$@" 'UDPFERRY_BIND_ADDRESS="127.0.0.1"' 'UDPFERRY_BIND_PORT="0"' \
+		'UDPFERRY_NO_TLS="1"' "UDPFERRY_LOG_FILE='$scratch/log/pool.log'"
+}
+
 # -- units and other files ---------------------------------------------------
 
 unit_tests() {
@@ -349,17 +413,21 @@ unit_tests() {
 	fi
 	# Verified with the binary at hand, since none is in /usr/bin.
 	mkdir "$scratch/units"
-	sed "s#/usr/bin/udpferry#$binary#" "$units/$service.service" >"$scratch/units/$service.service"
-	cp "$units/$service.socket" "$scratch/units/"
-	for name in "$service.service" "$service.socket"; do
+	for name in "$units"/*; do
+		sed "s#/usr/bin/udpferry#$binary#" "$name" >"$scratch/units/${name##*/}"
+	done
+	for name in "$scratch"/units/*; do
+		name=${name##*/}
 		check "$name: systemd-analyze verify" systemd-analyze verify --man=no "$scratch/units/$name"
-		check "$name: no complaint about it" not grep -q "$service" "$scratch/output"
+		check "$name: no complaint about it" not grep -q "${name%.*}" "$scratch/output"
 	done
 	if systemd-analyze security --help | grep -q -e --offline; then
-		check "$service.service: exposure at most 2.0" \
-			systemd-analyze security --no-pager --offline=true --threshold=20 "$units/$service.service"
-		exposure=$(systemd-analyze security --no-pager --offline=true "$units/$service.service" | sed -n 's/^→ *//p')
-		echo "$exposure"
+		for name in $services; do
+			check "$name.service: exposure at most 2.0" \
+				systemd-analyze security --no-pager --offline=true --threshold=20 "$units/$name.service"
+			exposure=$(systemd-analyze security --no-pager --offline=true "$units/$name.service" | sed -n 's/^→ *//p')
+			echo "$exposure"
+		done
 	else
 		skip "exposure" "systemd-analyze is older than 250"
 	fi
@@ -367,20 +435,27 @@ unit_tests() {
 
 # Every option of the help has its variable in the configuration file.
 config_tests() {
-	local option variable
-	for option in $("$binary" udpgw --help 2>/dev/null | grep -oE '^ +(-., )?--[a-z0-9-]+' | grep -oE -e '--[a-z0-9-]+'); do
-		case $option in
-		# Nothing for a service, or badvpn's name for another option.
-		--help | --version | --daemon | --pid-file | --loglevel | --logger | --syslog-* | --channel-loglevel) continue ;;
-		esac
-		variable=UDPFERRY_$(printf '%s' "${option#--}" | tr 'a-z-' 'A-Z_')
-		check "configuration file: $variable" grep -q "^#$variable=" "$repo/packaging/sysconfig/$service"
+	local option variable name role file
+	for name in $services; do
+		role=$(printf '%s\n' "${name#udpferry-}" | tr - ' ')
+		# shellcheck disable=SC2086 # The words of a role's name.
+		for option in $("$binary" $role --help 2>/dev/null | grep -oE '^ +(-., )?--[a-z0-9-]+' | grep -oE -e '--[a-z0-9-]+'); do
+			case $option in
+			# Nothing for a service, or another program's name for another option.
+			--help | --version | --daemon | --pid-file | --loglevel | --logger | --syslog-* | --channel-loglevel) continue ;;
+			--verbosity | --logfile) continue ;;
+			esac
+			variable=UDPFERRY_$(printf '%s' "${option#--}" | tr 'a-z-' 'A-Z_')
+			check "configuration of $name: $variable" grep -q "^#$variable=" "$repo/packaging/sysconfig/$name"
+		done
+		check "configuration of $name: nothing is set" not grep -v -e '^#' -e '^$' "$repo/packaging/sysconfig/$name"
 	done
-	check "configuration file: nothing is set" not grep -v -e '^#' -e '^$' "$repo/packaging/sysconfig/$service"
 	if have python3; then
-		check "firewalld file: well-formed" python3 -c 'import sys, xml.dom.minidom as m; m.parse(sys.argv[1])' "$repo/packaging/firewalld/$service.xml"
+		for file in "$repo"/packaging/firewalld/*; do
+			check "${file##*/}: well-formed" python3 -c 'import sys, xml.dom.minidom as m; m.parse(sys.argv[1])' "$file"
+		done
 	else
-		skip "firewalld file" "no python3"
+		skip "firewalld files" "no python3"
 	fi
 }
 
@@ -388,7 +463,7 @@ config_tests() {
 in_repo() { (cd "$repo" && "$@"); }
 
 shellcheck_tests() {
-	local file
+	local file name
 	if ! have shellcheck; then
 		skip "shellcheck" "not installed"
 		return
@@ -396,6 +471,10 @@ shellcheck_tests() {
 	for file in "$repo"/scripts/* "$repo"/.ci/run "$repo"/packaging/sysvinit/* "$repo"/tests/*.sh "$repo"/tests/*/*.sh; do
 		head -n 1 "$file" 2>/dev/null | grep -qE '^#!.*(sh|bash|dash)$' || continue
 		check "shellcheck: ${file#"$repo"/}" in_repo shellcheck -x "$file"
+	done
+	for name in $services; do
+		cat "$repo/packaging/sysvinit/$name" "$repo/packaging/sysvinit/body" >"$scratch/$name"
+		check "shellcheck: $name as it is installed" shellcheck "$scratch/$name"
 	done
 }
 
@@ -406,6 +485,7 @@ for shell in dash bash; do
 	fi
 	installer_tests
 	init_tests
+	pool_init_tests
 done
 unit_tests
 config_tests

@@ -123,6 +123,9 @@ pub(in crate::roles::pool) const CLIENT_TLS: &[Opt] = &[
 pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig, UsageError> {
     let shared = shared_config(m)?;
     let tls = client_tls(m, &shared.destination.host)?;
+    if m.given("--mark") && m.given("--user") {
+        return Err(m.wrong("--mark", "not together with --user, which gives up CAP_NET_ADMIN"));
+    }
     let pool_size = m.required("--pool-size", count(1, 64))?;
     if shared.framing == Framing::Mullvad && m.given("--pool-size") && pool_size != 1 {
         return Err(m.wrong("--pool-size", "1 with --framing mullvad"));

@@ -269,14 +269,14 @@ init_tests() {
 	check "$shell init: reload keeps the process" alive "$pid"
 
 	expect restart 0
-	check "$shell init: restart ends the old process" not alive "$pid"
+	check "$shell init: restart ends the old process" eventually not alive "$pid"
 	pid=$(head -n 1 "$pidfile")
 	check "$shell init: restart starts a new one" alive "$pid"
 	expect try-restart 0
-	check "$shell init: try-restart ends the old process" not alive "$pid"
+	check "$shell init: try-restart ends the old process" eventually not alive "$pid"
 	pid=$(head -n 1 "$pidfile")
 	expect force-reload 0
-	check "$shell init: force-reload ends the old process" not alive "$pid"
+	check "$shell init: force-reload ends the old process" eventually not alive "$pid"
 
 	# An upgrade under the running service.
 	pid=$(head -n 1 "$pidfile")
@@ -286,7 +286,7 @@ init_tests() {
 	check "$shell init: the old process lives on" alive "$pid"
 	expect status 0 "status after an upgrade"
 	expect stop 0 "stop after an upgrade"
-	check "$shell init: stop ended the process" not alive "$pid"
+	check "$shell init: stop ended the process" eventually not alive "$pid"
 	check "$shell init: stop removed the pid file" not test -e "$pidfile"
 
 	# Stale pid files: no such process; a foreign one; one that looks like ours.
@@ -320,7 +320,7 @@ init_tests() {
 	pid=$(head -n 1 "$pidfile")
 	kill -STOP "$pid"
 	expect stop 0 "stop of a process that hangs"
-	check "$shell init: it was killed" not alive "$pid"
+	check "$shell init: it was killed" eventually not alive "$pid"
 	check "$shell init: and that was said" contains "$said" killing
 
 	# Failures to start.
@@ -384,7 +384,7 @@ pool_init_tests() {
 		expect reload 0 "reload of $service"
 		check "$shell init: $service reopens the log file" eventually test -e "$log"
 		expect stop 0 "stop of $service"
-		check "$shell init: $service has ended" not alive "$pid"
+		check "$shell init: $service has ended" eventually not alive "$pid"
 	done
 	# Service is the client: packets can be marked as long as it stays root.
 	if [ "$(id -u)" = 0 ] && setpriv --bounding-set=+net_admin true 2>/dev/null; then

@@ -6,3 +6,7 @@
 mod support;
 
 mod carrying;
+mod destinations;
+mod flows;
+mod limits;
+mod robustness;

@@ -1,0 +1,1 @@
+//! Clients that misbehave, systems that run out, and the end under load.

@@ -44,6 +44,8 @@ union Name {
 pub struct SendReport {
     /// Datagrams that the kernel took.
     pub sent: usize,
+    /// The payload of those datagrams, in bytes.
+    pub sent_bytes: usize,
     /// Datagrams dropped because the socket's send buffer was full.
     pub blocked: usize,
     /// Datagrams that the kernel refused: no route, too large, firewall.
@@ -216,10 +218,10 @@ impl<'d> SendBatch<'_, 'd> {
                     break;
                 }
                 Ok(sent) => {
-                    self.report.sent += self.queue.trains[next..next + sent]
-                        .iter()
-                        .map(|train| train.datagrams)
-                        .sum::<usize>();
+                    for train in &self.queue.trains[next..next + sent] {
+                        self.report.sent += train.datagrams;
+                        self.report.sent_bytes += train.total_len;
+                    }
                     next += sent;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -292,8 +294,9 @@ impl<'d> SendBatch<'_, 'd> {
                     libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
                 )
             };
-            if sent >= 0 {
+            if let Ok(len) = usize::try_from(sent) {
                 self.report.sent += 1;
+                self.report.sent_bytes += len;
             } else {
                 let error = io::Error::last_os_error();
                 if error.kind() == io::ErrorKind::WouldBlock {

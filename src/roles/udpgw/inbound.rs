@@ -213,10 +213,8 @@ fn send_all(client: &mut Client, bench: &mut Workbench, input: &[u8], now: Insta
         let mut next = entry.first_outgoing.take();
         entry.last_outgoing = None;
         let mut batch = entry.socket.batch(&mut bench.send);
-        let mut bytes = 0;
         while let Some(outgoing) = next.map(|index| bench.outgoing[index]) {
             batch.push(outgoing.destination, &input[outgoing.start..outgoing.start + outgoing.len]);
-            bytes += outgoing.len;
             next = outgoing.next;
         }
         let report = batch.finish();
@@ -225,7 +223,7 @@ fn send_all(client: &mut Client, bench: &mut Workbench, input: &[u8], now: Insta
             client.tally.segmentation_refused += 1;
         }
         client.tally.datagrams_to_remote += report.sent as u64;
-        client.tally.bytes_to_remote += bytes as u64;
+        client.tally.bytes_to_remote += report.sent_bytes as u64;
         client.tally.icmp_errors += report.icmp_errors as u64;
         client.tally.drop(DropReason::SendBufferFull, report.blocked);
         client.tally.drop(DropReason::SendFailed, report.failed);

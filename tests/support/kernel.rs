@@ -62,9 +62,9 @@ pub fn limit_descriptors(command: &mut Command, count: u32) {
     *command = limited;
 }
 
-/// Changes the descriptor limit of a process that runs.
+/// Changes the descriptor limit of a process that runs; not above what it started with.
 pub fn change_descriptor_limit(pid: i32, count: u32) {
-    run("prlimit", &[&format!("--pid={pid}"), &format!("--nofile={count}:{count}")]);
+    run("prlimit", &[&format!("--pid={pid}"), &format!("--nofile={count}:")]);
 }
 
 /// Lets this process have as many descriptors as it may.
@@ -114,7 +114,8 @@ pub fn await_read(stream: &TcpStream) {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let queues = table.lines().find_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            (fields[1].ends_with(&local) && fields[2].ends_with(&peer)).then(|| fields[4].to_owned())
+            (fields[1].ends_with(&local) && fields[2].ends_with(&peer))
+                .then(|| fields[4].to_owned())
         });
         queues.expect("no such connection").ends_with(":00000000").then_some(())
     })

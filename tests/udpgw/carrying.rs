@@ -1,9 +1,7 @@
 //! Datagrams in, datagrams out.
 
 use crate::support::kernel::await_read;
-use crate::support::{
-    Echo, Gateway, Reply, flagged_frame, frame, receive_from, remote, remote_on,
-};
+use crate::support::{Echo, Gateway, Reply, flagged_frame, frame, receive_from, remote, remote_on};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 

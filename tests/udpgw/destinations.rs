@@ -105,8 +105,7 @@ fn private_destinations_are_refused_when_asked() {
     if !in_own_namespaces("destinations::private_destinations_are_refused_when_asked") {
         return;
     }
-    let private =
-        ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "fec0::1"];
+    let private = ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "fec0::1"];
     for address in private {
         run("ip", &["address", "add", address, "dev", "lo", "noprefixroute"]);
     }

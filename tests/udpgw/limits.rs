@@ -152,7 +152,8 @@ fn several_addresses_are_listened_on() {
     let second = free_port();
     let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], second));
     let v4 = SocketAddr::from(([127, 0, 0, 1], second));
-    let gateway = Gateway::start(&[&format!("--listen-addr={v6}"), "--listen-addr", &v4.to_string()]);
+    let gateway =
+        Gateway::start(&[&format!("--listen-addr={v6}"), "--listen-addr", &v4.to_string()]);
     let echo = Echo::start();
     for address in [gateway.address, v6, v4] {
         Client::connect(address).echo(1, echo.address, b"hello");
@@ -224,7 +225,8 @@ fn silent_connections_are_probed_unless_told_not_to() {
         })
         .unwrap();
         assert_eq!(said.contains("timer:(keepalive,"), probed, "{said}");
-        let in_a_minute = said.contains("timer:(keepalive,59sec") || said.contains("keepalive,1min");
+        let in_a_minute =
+            said.contains("timer:(keepalive,59sec") || said.contains("keepalive,1min");
         assert_eq!(in_a_minute, probed, "{said}");
     }
 }

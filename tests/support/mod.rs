@@ -240,9 +240,8 @@ impl Gateway {
 
     /// Waits until a metric has that value.
     pub fn await_metric(&self, name: &str, value: i64) {
-        if await_some(|| (self.metric(name) == value).then_some(())).is_none() {
-            panic!("{name} is {}, not {value}", self.metric(name));
-        }
+        let reached = await_some(|| (self.metric(name) == value).then_some(()));
+        assert!(reached.is_some(), "{name} is {}, not {value}", self.metric(name));
     }
 
     pub fn await_clients(&self, value: i64) {
@@ -270,9 +269,8 @@ impl Gateway {
 
     /// Waits until the metric of that name has at least that value.
     pub fn await_at_least(&self, name: &str, value: i64) {
-        if await_some(|| (self.metric(name) >= value).then_some(())).is_none() {
-            panic!("{name} is {}, less than {value}", self.metric(name));
-        }
+        let reached = await_some(|| (self.metric(name) >= value).then_some(()));
+        assert!(reached.is_some(), "{name} is {}, less than {value}", self.metric(name));
     }
 
     /// Datagrams dropped for that reason.

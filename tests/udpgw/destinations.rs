@@ -111,10 +111,7 @@ fn private_destinations_are_refused_when_asked() {
     }
     let echoes: Vec<Echo> = private
         .iter()
-        .map(|address| match address.contains(':') {
-            true => Echo::on(&format!("[{address}]:0")),
-            false => Echo::on(&format!("{address}:0")),
-        })
+        .map(|address| Echo::on(&SocketAddr::new(address.parse().unwrap(), 0).to_string()))
         .collect();
     let open = strict(&[]);
     let closed = strict(&["--deny-private"]);

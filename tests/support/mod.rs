@@ -2,6 +2,7 @@
 //! echo server. No sleeps: every wait is for an event, with a deadline that only a failure meets.
 #![allow(dead_code, unreachable_pub)] // Each test program uses its part.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)] // A failed unwrap is a failed test.
+#![allow(clippy::print_stderr)] // A failed test shows the log of its service.
 
 pub mod kernel;
 

@@ -3,6 +3,7 @@
 use crate::support::kernel::{skmem, sysctl, tcp_peer, udp_socket};
 use crate::support::{Client, Echo, Gateway, PATIENCE, Service, free_port, receive_from, remote};
 use socket2::{Domain, SockRef, Socket, Type};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,21 @@ fn a_silent_client_is_closed() {
     assert!(begin.elapsed() >= Duration::from_millis(500), "after {:?}", begin.elapsed());
     gateway.await_clients_closed("silent", 1);
     gateway.await_clients(0);
+}
+
+#[test]
+fn dripping_a_frame_byte_by_byte_is_silence() {
+    let gateway = Gateway::start(&["--client-timeout=0.5"]);
+    let mut client = gateway.connect();
+    let begin = Instant::now();
+    // A frame of 61,439 bytes would take an hour at this pace.
+    client.write(&[0xff, 0xef]);
+    while client.is_silent_for(Duration::from_millis(50)) {
+        assert!(begin.elapsed() < PATIENCE, "never closed");
+        // The gateway may be closing at this moment.
+        let _ = client.stream.write_all(&[0]);
+    }
+    gateway.await_clients_closed("silent", 1);
 }
 
 #[test]

@@ -481,8 +481,12 @@ impl Echo {
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        let _ = self.stop.send_to(STOP_ECHO, self.address);
         if let Some(thread) = self.thread.take() {
+            // A full receive buffer drops this datagram like any other.
+            let _ = await_some(|| {
+                let _ = self.stop.send_to(STOP_ECHO, self.address);
+                thread.is_finished().then_some(())
+            });
             let _ = thread.join();
         }
     }

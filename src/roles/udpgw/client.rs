@@ -181,9 +181,10 @@ impl Client {
         if let Some(bench) = bench {
             self.shared.workbenches.give_back(bench);
         }
+        let verdict = verdict.and_then(|()| self.expire(now));
+        // After all that counts: the next wake may be long in coming.
         self.tally.report(&self.shared.counters, &mut self.totals);
-        verdict?;
-        self.expire(now)
+        verdict
     }
 
     fn handle_events(&mut self, now: Instant, bench: &mut Option<Box<Workbench>>) -> Verdict {

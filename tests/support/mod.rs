@@ -358,7 +358,11 @@ impl Client<TcpStream> {
     pub fn is_silent_for(&mut self, time: Duration) -> bool {
         assert!(self.received.is_empty());
         self.stream.set_read_timeout(Some(time)).unwrap();
-        let result = self.stream.read(&mut [0; 1]);
+        let mut result = self.stream.read(&mut [0; 1]);
+        // A machine that is stopped and goes on interrupts reads that have a time-out (signal(7)).
+        while matches!(&result, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
+            result = self.stream.read(&mut [0; 1]);
+        }
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
         matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }

@@ -180,7 +180,7 @@ fn flows_to_port_53_have_a_port_of_their_own() {
 
 #[test]
 fn an_idle_flow_is_closed_with_its_socket_and_may_come_back() {
-    let gateway = Gateway::start(&["--udp-timeout=0.3"]);
+    let gateway = Gateway::start(&["--udp-timeout=0.3", "--mapping=per-flow"]);
     let echo = Echo::start();
     let mut client = gateway.connect();
     client.keepalive();
@@ -195,6 +195,61 @@ fn an_idle_flow_is_closed_with_its_socket_and_may_come_back() {
         await_some(|| (gateway.service.descriptors() <= descriptors).then_some(()))
             .expect("the flow's socket stays open");
     }
+}
+
+#[test]
+fn a_client_keeps_its_port_from_flow_to_flow() {
+    let gateway = Gateway::start(&["--udp-timeout=0.3"]);
+    let mut client = gateway.connect();
+    let source = source_of(&mut client, 1, &remote());
+    // The same conid for another remote, with no other flow beside it; then after all are closed.
+    assert_eq!(source_of(&mut client, 1, &remote()), source);
+    gateway.await_flows(0);
+    assert_eq!(source_of(&mut client, 2, &remote()), source);
+}
+
+#[test]
+fn a_dns_flow_ends_with_the_answer_to_its_last_query() {
+    let (resolver, address) = remote();
+    let gateway = Gateway::start(&[&format!("--dns={address}")]);
+    let mut client = gateway.connect();
+    let mut query = Vec::new();
+    assert!(udpferry::wire::dns::write_query(&mut query, 5, "a.example"));
+    let mut answer = query.clone();
+    answer[2] |= 0x80;
+    let asked = "192.0.2.53:53".parse().unwrap();
+    for _ in 0..2 {
+        client.send_dns(1, asked, &query);
+    }
+    let (_, source) = receive_from(&resolver);
+    receive_from(&resolver);
+    // What is no answer counts for nothing.
+    for payload in [&query, &answer] {
+        resolver.send_to(payload, source).unwrap();
+        assert_eq!(client.receive(), reply(1, asked, payload));
+    }
+    gateway.await_metric("udpferry_udpgw_flows", 1);
+    resolver.send_to(&answer, source).unwrap();
+    assert_eq!(client.receive(), reply(1, asked, &answer));
+    gateway.await_flows_closed("answered", 1);
+    gateway.await_flows(0);
+    // The next query has another port.
+    client.send_dns(1, asked, &query);
+    assert_ne!(receive_from(&resolver).1, source);
+}
+
+#[test]
+fn ports_of_the_range_that_others_hold_are_passed_over() {
+    let port = crate::support::free_port();
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap();
+    let addresses = taken.local_addr().unwrap().to_string();
+    let gateway = Gateway::start(&["--local-udp-addrs", &addresses, "4"]);
+    for _ in 0..5 {
+        let mut client = gateway.connect();
+        let source = source_of(&mut client, 1, &remote());
+        assert!((port + 1..port + 4).contains(&source.port()), "{source}");
+    }
+    assert_eq!(gateway.metric("udpferry_udpgw_port_pool_exhausted_total"), 0);
 }
 
 #[test]

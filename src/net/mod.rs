@@ -1,5 +1,6 @@
 //! System calls: the only layer that makes them.
 
+pub mod certificate;
 pub mod listen;
 pub mod random;
 pub mod resolv_conf;

@@ -1,8 +1,11 @@
 //! The programs, and the table that names them.
 
+pub mod dial;
 pub mod frame;
 pub mod listening;
 pub mod pool;
+pub mod proof;
+pub mod report;
 pub mod selftest;
 pub mod startup;
 pub mod udpgw;
@@ -50,14 +53,15 @@ pub const ROLES: &[Role] = &[
         command: &pool::SERVER_COMMAND,
         aliases: &["uotp-server"],
         run: pool::run_server,
-        check: None,
-        selftest: None,
+        check: Some((&pool::CHECK, pool::check)),
+        selftest: Some(pool::selftest),
         metrics: pool::metrics,
     },
     Role {
         command: &pool::CLIENT_COMMAND,
         aliases: &["uotp-client"],
         run: pool::run_client,
+        // The server's row checks and proves both sides.
         check: None,
         selftest: None,
         metrics: pool::metrics,

@@ -4,7 +4,7 @@ mod client;
 mod server;
 
 pub use client::CLIENT_COMMAND;
-pub(super) use client::client_config;
+pub(super) use client::{CLIENT_TLS, client_config, client_tls};
 pub use server::SERVER_COMMAND;
 pub(super) use server::server_config;
 
@@ -92,7 +92,7 @@ fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
     Ok(SharedConfig {
         destination: Destination {
             host: m.positional(0).unwrap_or_default().trim_matches(['[', ']']).to_owned(),
-            port: port_argument(m)?,
+            port: port_argument(m, "DST_PORT")?,
         },
         bind: bind_address(m)?,
         framing: match m.required("--framing", choice(&["pool", "mullvad"]))? {
@@ -118,12 +118,13 @@ fn bind_address(m: &Matches) -> Result<SocketAddr, UsageError> {
     })
 }
 
-fn port_argument(m: &Matches) -> Result<u16, UsageError> {
+/// The second positional argument, called `name`.
+pub(super) fn port_argument(m: &Matches, name: &str) -> Result<u16, UsageError> {
     let text = m.positional(1).unwrap_or_default();
     match port_number(text) {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(UsageError::NotAllowed {
-            option: "DST_PORT".to_owned(),
+            option: name.to_owned(),
             value: text.to_owned(),
             allowed: "a port from 1 to 65535".to_owned(),
         }),

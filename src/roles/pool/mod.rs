@@ -19,16 +19,21 @@
 
 mod args;
 mod batch;
+mod check;
 mod client;
 mod connection;
 mod counters;
 mod link;
 mod lookup;
+mod probe;
+mod selftest;
 mod server;
 mod session;
 mod uplink;
 
 pub use args::{CLIENT_COMMAND, SERVER_COMMAND};
+pub use check::{CHECK, check};
+pub use selftest::selftest;
 
 use super::startup;
 use crate::cli::common::Common;

@@ -269,16 +269,16 @@ impl Server {
             sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None },
             activity: Arc::clone(&owner.activity),
         };
-        if handle.orders.send(begin).is_err() {
-            // It has ended meanwhile; its message says so.
-            return;
-        }
         handle.session = Some(owner.serial);
         owner.connections += 1;
+        // Before the connection reads its first frame: the target's answer must find it.
         if owner.orders.send(Order::Add(link)).is_err() {
             // The session ends at this moment; the client comes again.
             handle.orders.close();
+            return;
         }
+        // One that has ended meanwhile has said so, and is removed from its session then.
+        let _ = handle.orders.send(begin);
     }
 
     fn refuse(&mut self, connection: u64, cause: &str) {

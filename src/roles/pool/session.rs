@@ -87,9 +87,10 @@ impl Session {
         })?;
         let mut quiet = true;
         while let Some((token, _)) = self.events.next_ready() {
-            if token == WAKE {
-                self.obey()?;
-            } else {
+            // In any case, and first: an answer that is here was sent by a connection whose order
+            // is here too.
+            self.obey()?;
+            if token != WAKE {
                 quiet = false;
                 self.receive(receive.get_or_insert_with(ReceiveQueue::default));
             }

@@ -7,13 +7,15 @@ use crate::cli::table::{Command, Opt, Positional};
 use crate::cli::values::{duration, endpoint, text};
 use crate::error::Error;
 use crate::net::tls::{ClientTrust, Identity};
+use crate::roles::dial::{ConnectHints, TlsWords, connect_step, recognise, tls_step};
+use crate::roles::report::{Report, say};
 use crate::runtime::clock;
 use crate::state::access::AccessList;
 use crate::wire::dns::{parse_answer, write_query};
 use crate::wire::udpgw::Datagram;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The options of the check.
 pub const CHECK: Command = Command {
@@ -72,39 +74,20 @@ const CHECK_OPTIONS: &[Opt] = &[
     Opt::value(&["--tls-key"], "FILE", None, "The client certificate's key (PEM)."),
 ];
 
+const HINTS: ConnectHints = ConnectHints {
+    refused: "udpgw itself is a TCP service: an open UDP port does not help.",
+    silent: "udpgw usually listens on 127.0.0.1 and is reached through an SSH tunnel.",
+};
+
+const TLS_WORDS: TlsWords = TlsWords {
+    plain: "without --tls",
+    ca: "--tls-ca",
+    server_name: "--tls-servername",
+    identity: "--tls-cert and --tls-key",
+};
+
 /// The conid of the check's flow, and the id of its DNS query.
 const CONID: u16 = 7;
-
-/// One step's line, and what to do when it failed.
-struct Report {
-    started: Instant,
-}
-
-impl Report {
-    fn ok(&mut self, what: &str) -> Result<(), Error> {
-        let took = clock::now().saturating_duration_since(self.started);
-        self.started = clock::now();
-        print(&format!("  ok    {what} ({:.1} ms)\n", took.as_secs_f64() * 1e3))
-    }
-
-    /// The step failed: says so, and where to look.
-    fn failed(&self, what: &str, advice: &[&str]) -> Error {
-        let took = clock::now().saturating_duration_since(self.started);
-        let mut text = format!("  FAIL  {what} ({:.1} ms)\n", took.as_secs_f64() * 1e3);
-        for line in advice {
-            text.push_str("        ");
-            text.push_str(line);
-            text.push('\n');
-        }
-        print(&text).err().unwrap_or(Error::CheckFailed)
-    }
-}
-
-fn print(text: &str) -> Result<(), Error> {
-    io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(Error::while_doing(|| "cannot write to standard output"))
-}
 
 struct Plan<'a> {
     target: &'a str,
@@ -157,8 +140,7 @@ pub fn check(m: &Matches) -> Result<u8, Error> {
             }));
         }
         Err(error) => {
-            let report = Report { started: clock::now() };
-            return Err(report.failed(
+            return Err(Report::begin(&format!("udpgw at {target}"))?.failed(
                 &format!("cannot resolve {}: {error}", host_of(target)),
                 &["Check the spelling, and this machine's own DNS."],
             ));
@@ -172,21 +154,13 @@ fn examine(
     addresses: &[SocketAddr],
     trust: &ClientTrust<'_>,
 ) -> Result<(), Error> {
-    print(&format!("udpgw at {}\n", plan.target))?;
-    let mut report = Report { started: clock::now() };
-    let mut probe = connect(plan, addresses, &mut report)?;
+    let mut report = Report::begin(&format!("udpgw at {}", plan.target))?;
+    let mut dial =
+        connect_step(&mut report, host_of(plan.target), addresses, plan.timeout, &HINTS)?;
     if plan.tls {
-        if let Err(error) = probe.start_tls(&plan.tls_name, trust) {
-            return Err(report.failed(
-                &format!("TLS handshake as {}: {error}", plan.tls_name),
-                &[
-                    "Wrong version or unexpected end: the server does not speak TLS; try without --tls.",
-                    "Certificate errors: give its authority with --tls-ca, its name with --tls-servername.",
-                ],
-            ));
-        }
-        report.ok(&format!("TLS handshake, the certificate is valid for {}", plan.tls_name))?;
+        tls_step(&mut report, &mut dial, &plan.tls_name, trust, &TLS_WORDS)?;
     }
+    let mut probe = Probe::new(dial);
     let reply = match send(plan, &mut probe) {
         // A server that has closed already may have said why before.
         Err(error)
@@ -223,44 +197,11 @@ fn examine(
             Err(report.failed(&format!("the connection failed: {error}"), advice))
         }
         Err(NoReply::OtherProtocol(bytes)) => Err(report.failed(
-            &format!("what answers does not speak udpgw: {}", recognise(&bytes)),
+            &format!("what answers does not speak udpgw: {}", recognise(&bytes, "try --tls")),
             &["Is this the right port?"],
         )),
         Err(NoReply::TimedOut) => Err(no_reply(plan, &mut probe, &report)),
     }
-}
-
-fn connect(plan: &Plan<'_>, addresses: &[SocketAddr], report: &mut Report) -> Result<Probe, Error> {
-    let mut last = None;
-    for address in addresses {
-        match Probe::connect(*address, plan.timeout) {
-            Ok(probe) => {
-                report.ok(&format!("TCP connection to {address}"))?;
-                return Ok(probe);
-            }
-            Err(error) => last = Some((address, error)),
-        }
-    }
-    let Some((address, error)) = last else {
-        return Err(report.failed(&format!("{} has no address", host_of(plan.target)), &[]));
-    };
-    let what = format!("TCP connection to {address}: {error}");
-    let advice: &[&str] = match error.kind() {
-        io::ErrorKind::ConnectionRefused => &[
-            "Nothing listens there. Is the service running, and on this address and port?",
-            "On the server: ss -tlnp | grep -i udp",
-            "udpgw itself is a TCP service: an open UDP port does not help.",
-        ],
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => &[
-            "Nothing answers. A firewall may drop it: the port must be open for TCP, not UDP.",
-            "udpgw usually listens on 127.0.0.1 and is reached through an SSH tunnel.",
-        ],
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            &["There is no route to that address from here."]
-        }
-        _ => &[],
-    };
-    Err(report.failed(&what, advice))
 }
 
 fn send(plan: &Plan<'_>, probe: &mut Probe) -> io::Result<()> {
@@ -324,7 +265,7 @@ fn verify(plan: &Plan<'_>, reply: &Reply, report: &mut Report) -> Result<(), Err
             ))
         }
     }?;
-    print("The gateway works: it took a datagram, sent it on, and brought the answer back.\n")
+    say("The gateway works: it took a datagram, sent it on, and brought the answer back.\n")
 }
 
 fn no_reply(plan: &Plan<'_>, probe: &mut Probe, report: &Report) -> Error {
@@ -366,21 +307,6 @@ fn no_reply(plan: &Plan<'_>, probe: &mut Probe, report: &Report) -> Error {
                 "A server that expects TLS or a PROXY header is silent too: try --tls, or ask through the proxy.",
             ],
         ),
-    }
-}
-
-/// Names the protocol that a server's first bytes look like.
-fn recognise(bytes: &[u8]) -> String {
-    let starts = |prefix: &[u8]| bytes.starts_with(prefix);
-    if starts(b"SSH-") {
-        "it is an SSH server".to_owned()
-    } else if starts(b"HTTP/") {
-        "it is an HTTP server".to_owned()
-    } else if starts(&[0x15, 3]) || starts(&[0x16, 3]) {
-        "it speaks TLS; try --tls".to_owned()
-    } else {
-        let shown = &bytes[..bytes.len().min(16)];
-        format!("it says \"{}\"", shown.escape_ascii())
     }
 }
 

@@ -1,17 +1,13 @@
 //! A blocking udpgw client, for `check` and `selftest`.
 
-use crate::net::tls::{ClientTrust, connector};
-use crate::runtime::clock;
+use crate::roles::dial::{Dial, NoBytes};
 use crate::wire::length_prefix::Frames;
 use crate::wire::udpgw::{
     BODY_LEN_MAX, BYTE_ORDER, Datagram, Message, parse, write_frame, write_keepalive,
 };
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
-
-trait ReadWrite: Read + Write + Send {}
-impl<T: Read + Write + Send> ReadWrite for T {}
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 /// A datagram that came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,33 +32,14 @@ pub(super) enum NoReply {
 
 /// One connection to a gateway.
 pub(super) struct Probe {
-    stream: Box<dyn ReadWrite>,
-    /// The same connection below TLS, for time-outs.
-    socket: TcpStream,
+    dial: Dial,
     received: Vec<u8>,
 }
 
 impl Probe {
-    /// Connects over TCP.
-    pub(super) fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Probe> {
-        let socket = TcpStream::connect_timeout(&address, timeout)?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(timeout))?;
-        socket.set_write_timeout(Some(timeout))?;
-        let stream = Box::new(socket.try_clone()?);
-        Ok(Probe { stream, socket, received: Vec::new() })
-    }
-
-    /// Goes over to TLS with a server named `name`. The error says what the TLS library says.
-    pub(super) fn start_tls(&mut self, name: &str, trust: &ClientTrust<'_>) -> Result<(), String> {
-        let connector = connector(trust).map_err(|error| error.to_string())?;
-        let socket = self.socket.try_clone().map_err(|error| error.to_string())?;
-        let stream = connector.connect(name, socket).map_err(|error| match error {
-            native_tls::HandshakeError::Failure(error) => error.to_string(),
-            native_tls::HandshakeError::WouldBlock(_) => "no answer in time".to_owned(),
-        })?;
-        self.stream = Box::new(stream);
-        Ok(())
+    /// Speaks udpgw on this connection.
+    pub(super) fn new(dial: Dial) -> Probe {
+        Probe { dial, received: Vec::new() }
     }
 
     /// Sends one datagram.
@@ -71,14 +48,14 @@ impl Probe {
         if !write_frame(&mut frame, datagram) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.stream.write_all(&frame)
+        self.dial.send(&frame)
     }
 
     /// Sends a keepalive.
     pub(super) fn keepalive(&mut self) -> io::Result<()> {
         let mut frame = Vec::new();
         write_keepalive(&mut frame);
-        self.stream.write_all(&frame)
+        self.dial.send(&frame)
     }
 
     /// The next datagram, for which it waits until `deadline`.
@@ -101,33 +78,16 @@ impl Probe {
                 self.received.drain(..self.received.len() - rest);
                 return reply;
             }
-            let left = clock::until(deadline, clock::now());
-            if left.is_zero() {
-                return Err(NoReply::TimedOut);
-            }
-            self.socket.set_read_timeout(Some(left)).map_err(NoReply::Failed)?;
             let mut bytes = [0; 8192];
-            match self.stream.read(&mut bytes) {
-                Ok(0) if self.received.is_empty() => return Err(NoReply::Closed),
-                Ok(0) => return Err(NoReply::OtherProtocol(self.received.clone())),
+            let has_none = self.received.is_empty();
+            match self.dial.read(&mut bytes, deadline) {
                 Ok(len) => self.received.extend_from_slice(&bytes[..len]),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                    ) =>
-                {
-                    return Err(if self.received.is_empty() {
-                        NoReply::TimedOut
-                    } else {
-                        NoReply::OtherProtocol(self.received.clone())
-                    });
+                Err(NoBytes::Failed(error)) => return Err(NoReply::Failed(error)),
+                Err(NoBytes::TimedOut) if has_none => return Err(NoReply::TimedOut),
+                Err(NoBytes::Closed) if has_none => return Err(NoReply::Closed),
+                Err(NoBytes::TimedOut | NoBytes::Closed) => {
+                    return Err(NoReply::OtherProtocol(self.received.clone()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(NoReply::Closed);
-                }
-                Err(error) => return Err(NoReply::Failed(error)),
             }
         }
     }

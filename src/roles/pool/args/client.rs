@@ -30,7 +30,7 @@ pub const CLIENT_COMMAND: Command = Command {
     sections: &[
         ("Listening", LISTENING),
         ("Pool", POOL),
-        ("TLS", TLS),
+        ("TLS", CLIENT_TLS),
         ("Logging as udp-over-tls-pool", LOGGING),
         ("Common", COMMON),
     ],
@@ -89,7 +89,8 @@ const POOL: &[Opt] = &[
     ),
 ];
 
-const TLS: &[Opt] = &[
+/// The client's options, which `check` takes too.
+pub(in crate::roles::pool) const CLIENT_TLS: &[Opt] = &[
     NO_TLS,
     Opt::value(&["--cert", "-c"], "FILE", None, "A client certificate and its chain (PEM)."),
     Opt::value(
@@ -121,29 +122,7 @@ const TLS: &[Opt] = &[
 /// Checks the options and puts them together.
 pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig, UsageError> {
     let shared = shared_config(m)?;
-    let tls = if m.flag("--no-tls") {
-        let tls_options =
-            ["--cert", "--key", "--cafile", "--no-hostname-check", "--tls-servername", "--alpn"];
-        refuse_without_tls(m, &tls_options)?;
-        None
-    } else {
-        if m.flag("--no-hostname-check") && !m.given("--cafile") {
-            return Err(m.wrong("--no-hostname-check", "only together with --cafile"));
-        }
-        if m.flag("--no-hostname-check") && m.given("--tls-servername") {
-            return Err(m.wrong("--no-hostname-check", "not together with --tls-servername"));
-        }
-        Some(ClientTls {
-            ca: m.path("--cafile").map(|path| absolute(&path)),
-            files: key_files(m)?,
-            server_name: match m.one("--tls-servername", text)? {
-                Some(name) => name,
-                None => shared.destination.host.clone(),
-            },
-            checks_name: !m.flag("--no-hostname-check"),
-            alpn: m.one("--alpn", super::alpn)?,
-        })
-    };
+    let tls = client_tls(m, &shared.destination.host)?;
     let pool_size = m.required("--pool-size", count(1, 64))?;
     if shared.framing == Framing::Mullvad && m.given("--pool-size") && pool_size != 1 {
         return Err(m.wrong("--pool-size", "1 with --framing mullvad"));
@@ -158,6 +137,35 @@ pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig,
         resolves_once: m.flag("--resolve-once"),
         shared,
     })
+}
+
+/// How the options want TLS with `host`; `None` for none.
+pub(in crate::roles::pool) fn client_tls(
+    m: &Matches,
+    host: &str,
+) -> Result<Option<ClientTls>, UsageError> {
+    if m.flag("--no-tls") {
+        let tls_options =
+            ["--cert", "--key", "--cafile", "--no-hostname-check", "--tls-servername", "--alpn"];
+        refuse_without_tls(m, &tls_options)?;
+        return Ok(None);
+    }
+    if m.flag("--no-hostname-check") && !m.given("--cafile") {
+        return Err(m.wrong("--no-hostname-check", "only together with --cafile"));
+    }
+    if m.flag("--no-hostname-check") && m.given("--tls-servername") {
+        return Err(m.wrong("--no-hostname-check", "not together with --tls-servername"));
+    }
+    Ok(Some(ClientTls {
+        ca: m.path("--cafile").map(|path| absolute(&path)),
+        files: key_files(m)?,
+        server_name: match m.one("--tls-servername", text)? {
+            Some(name) => name,
+            None => host.to_owned(),
+        },
+        checks_name: !m.flag("--no-hostname-check"),
+        alpn: m.one("--alpn", super::alpn)?,
+    }))
 }
 
 /// A server that is down is not asked in a loop, whatever the option says.

@@ -66,7 +66,8 @@ fn check(args: Vec<OsString>) -> Result<u8, Error> {
     let found = ROLES.iter().filter_map(|role| role.check).find(|check| check.0.name == name);
     let (command, program) = found.ok_or_else(|| {
         let checks = ROLES.iter().filter_map(|role| role.check).map(|check| check.0.name);
-        unexpected(&name, &checks.collect::<Vec<_>>().join(", "))
+        let checks = checks.collect::<Vec<_>>().join(", ");
+        unexpected(&word.to_string_lossy(), &format!("check and a role: {checks}"))
     })?;
     run_command(command, args.collect(), program)
 }

@@ -6,9 +6,9 @@
 
 use std::ffi::CString;
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -56,12 +56,20 @@ pub struct LogHandle {
 /// Installs the logger of this process. Fails when the log file cannot be opened (the error names
 /// it), when the syslog name holds a NUL, or when a logger is installed already.
 pub fn start(config: &LogConfig) -> io::Result<LogHandle> {
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some_and(|value| !value.is_empty());
+    let journal = std::env::var("JOURNAL_STREAM").is_ok_and(|value| is_standard_error(&value));
     let (logger, handle) = build(config, journal)?;
     CombinedLogger::init(vec![logger]).map_err(|_| {
         io::Error::new(io::ErrorKind::AlreadyExists, "a logger is installed already")
     })?;
     Ok(handle)
+}
+
+/// Whether standard error is the file `device:inode`, as systemd.exec(5) wants it checked: the
+/// variable is inherited by whatever a service starts, wherever that writes to.
+fn is_standard_error(journal_stream: &str) -> bool {
+    // The link of /proc leads to the open file itself.
+    fs::metadata("/proc/self/fd/2")
+        .is_ok_and(|stderr| journal_stream == format!("{}:{}", stderr.dev(), stderr.ino()))
 }
 
 impl LogHandle {

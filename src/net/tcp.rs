@@ -71,6 +71,11 @@ pub fn adopt(
     Ok(mio::net::TcpListener::from_std(listener))
 }
 
+/// Whether this process may mark packets, which takes CAP_NET_ADMIN.
+pub fn may_mark(mark: u32) -> io::Result<()> {
+    Socket::new(Domain::IPV4, Type::STREAM, None)?.set_mark(mark)
+}
+
 /// Begins to connect to `address`; the stream is writable once that has succeeded or failed
 /// (`take_error` says which). `mark` is the packets' netfilter mark (`SO_MARK`, which needs
 /// CAP_NET_ADMIN), set before the first of them leaves.

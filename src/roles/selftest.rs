@@ -11,11 +11,15 @@ use std::io::{self, Write as _};
 use std::net::UdpSocket;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a role may take to say that it is ready, or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a role that is not ready yet is looked after: it may have ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The options of `selftest`.
 pub const SELFTEST: Command = Command {
@@ -103,19 +107,40 @@ impl Service {
         let address =
             SocketAddr::from_abstract_name(&name).map_err(failed("cannot name a socket"))?;
         let ready = UnixDatagram::bind_addr(&address).map_err(failed("cannot make a socket"))?;
-        ready.set_read_timeout(Some(PATIENCE)).map_err(failed("cannot set up a socket"))?;
-        let child = Process::new("/proc/self/exe")
+        ready.set_read_timeout(Some(LOOK_INTERVAL)).map_err(failed("cannot set up a socket"))?;
+        let mut process = Process::new("/proc/self/exe");
+        // The operator's settings are not under test.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"UDPFERRY_") {
+                process.env_remove(name);
+            }
+        }
+        let child = process
+            .arg0("udpferry")
             .args(args)
             .env("NOTIFY_SOCKET", format!("@{name}"))
             .stdin(Stdio::null())
             .spawn()
             .map_err(failed("cannot start the role"))?;
-        let service = Service { child };
+        let mut service = Service { child };
         let mut message = [0; 256];
+        let deadline = clock::now() + PATIENCE;
         loop {
-            let len = ready.recv(&mut message).map_err(failed("the role did not get ready"))?;
-            if message[..len].starts_with(b"READY=1") {
-                return Ok(service);
+            match ready.recv(&mut message) {
+                Ok(len) if message[..len].starts_with(b"READY=1") => return Ok(service),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // It has said why on standard error.
+                    if let Ok(Some(status)) = service.child.try_wait() {
+                        let ended = io::Error::other(status.to_string());
+                        return Err(ended).map_err(failed("the role did not start"));
+                    }
+                    if clock::now() >= deadline {
+                        let late = io::ErrorKind::TimedOut.into();
+                        return Err(late).map_err(failed("the role did not get ready"));
+                    }
+                }
+                Err(error) => return Err(error).map_err(failed("the role did not get ready")),
             }
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod daemon;
+pub mod errands;
 pub mod event_loop;
 pub mod limits;
 pub mod metrics;

@@ -1,9 +1,9 @@
 //! How many clients one address may have.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-/// Clients by address.
+/// Clients by address; of IPv6 by /64, which is what one household has (RFC 6177).
 #[derive(Debug)]
 pub struct Admission {
     per_address_max: usize,
@@ -18,7 +18,7 @@ impl Admission {
 
     /// Counts one more client of `address`, or returns false at the limit.
     pub fn admit(&mut self, address: IpAddr) -> bool {
-        let clients = self.clients.entry(address.to_canonical()).or_default();
+        let clients = self.clients.entry(of(address)).or_default();
         if self.per_address_max > 0 && *clients >= self.per_address_max {
             return false;
         }
@@ -28,13 +28,20 @@ impl Admission {
 
     /// One admitted client of `address` is gone.
     pub fn release(&mut self, address: IpAddr) {
-        let address = address.to_canonical();
+        let address = of(address);
         if let Some(clients) = self.clients.get_mut(&address) {
             *clients = clients.saturating_sub(1);
             if *clients == 0 {
                 self.clients.remove(&address);
             }
         }
+    }
+}
+
+fn of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -56,6 +63,16 @@ mod tests {
             admission.release(address);
         }
         assert!(admission.clients.is_empty());
+    }
+
+    #[test]
+    fn an_ipv6_network_counts_as_one() {
+        let mut admission = Admission::new(1);
+        assert!(admission.admit("2001:db8::1".parse().unwrap()));
+        assert!(!admission.admit("2001:db8::2".parse().unwrap()));
+        assert!(admission.admit("2001:db8:0:1::1".parse().unwrap()));
+        admission.release("2001:db8::1".parse().unwrap());
+        assert!(admission.admit("2001:db8::3".parse().unwrap()));
     }
 
     #[test]

@@ -89,12 +89,17 @@ fn without_matches(source: &str) -> Vec<String> {
     kept
 }
 
-/// The fields of a struct or the variants of an enum without contents.
+/// The fields of a struct or the variants of an enum without contents, also of one that a macro
+/// declares: `Name { Variant = "label", "words"; }`.
 fn items(tokens: &[String], keyword: &str, name: &str) -> Vec<String> {
-    let Some(start) =
-        tokens.windows(3).position(|w| w[0] == keyword && w[1] == name && w[2] == "{")
-    else {
-        return Vec::new();
+    let declared = |w: &[String]| w[0] == keyword && w[1] == name && w[2] == "{";
+    let Some(start) = tokens.windows(3).position(declared) else {
+        let by_macro = |w: &[String]| w[0] == "{" && w[1] == name && w[2] == "{";
+        let Some(start) = tokens.windows(3).position(by_macro) else {
+            return Vec::new();
+        };
+        let body = &tokens[start + 2..start + 2 + group(&tokens[start + 2..])];
+        return body.windows(2).filter(|w| w[1] == "=").map(|w| w[0].clone()).collect();
     };
     let body = &tokens[start + 2..start + 2 + group(&tokens[start + 2..])];
     let ends = if keyword == "struct" { ":" } else { "," };
@@ -119,7 +124,10 @@ fn counts(tokens: &[String], field: &str) -> bool {
             after += group(&tokens[after..]);
         }
         let word = |offset: usize| tokens.get(after + offset).map_or("", String::as_str);
-        word(0) == "+="
+        // Handed to whoever counts with it.
+        let handed_on = at >= 5 && tokens[at - 5..at - 2] == ["clone", "(", "&"];
+        handed_on
+            || word(0) == "+="
             || (word(0) == "." && matches!(word(1), "add" | "increment" | "set") && word(2) == "(")
     })
 }
@@ -186,7 +194,7 @@ fn every_metric_is_counted_by_somebody() {
 fn what_nothing_counts_is_found() {
     let counters = "
         enum DropReason { Full, Empty, Asked }
-        struct Counters { pub clients: Arc<Gauge>, seen: Arc<Counter>, lost: [Arc<Counter>; 2] }
+        struct Counters { pub clients: Arc<Gauge>, lent: Arc<Counter>, seen: Arc<Counter>, lost: [Arc<Counter>; 2] }
         struct Tally { seen: u64, pub idle: u64 }
         impl Tally { fn report(&mut self, counters: &Counters, totals: &mut Totals) {
             totals.idle += self.idle; f(&counters.seen); let x = [DropReason::Full, DropReason::Empty];
@@ -197,6 +205,7 @@ fn what_nothing_counts_is_found() {
         uncounted(counters, &[other.to_owned()]),
         [
             "nothing counts Counters::clients",
+            "nothing counts Counters::lent",
             "nothing counts Counters::lost",
             "nothing counts Tally::seen",
             "nothing counts Tally::idle",
@@ -204,7 +213,7 @@ fn what_nothing_counts_is_found() {
             "nothing gives the reason DropReason::Asked",
         ]
     );
-    let rest = "fn g() { shared.counters.clients.add(1); self.lost[0].increment(); tally.seen += 1;
+    let rest = "fn g() { shared.counters.clients.add(1); lend(Arc::clone(&counters.lent)); self.lost[0].increment(); tally.seen += 1;
                 client.tally.idle += 2; Err(DropReason::Empty); close(flow, DropReason::Asked) }";
     assert_none(&uncounted(counters, &[other.to_owned(), rest.to_owned()]));
 }

@@ -251,7 +251,9 @@ fn sighup_opens_the_log_anew() {
     gateway.service.signal(Signal::SIGHUP);
     assert!(await_some(|| log.exists().then_some(())).is_some(), "the log was not opened anew");
     drop(client);
-    gateway.service.await_log(&format!("client {own}: gone (Closed); 1 datagrams to remotes"));
+    gateway
+        .service
+        .await_log(&format!("client {own}: gone (closed by the client); 1 datagrams to remotes"));
     assert!(!std::fs::read_to_string(&moved).unwrap().contains("gone"));
 }
 
@@ -327,8 +329,11 @@ fn syslog_gets_ident_and_facility() {
 fn journald_gets_priorities_and_no_times() {
     let address = free_address();
     let manager = Manager::new();
-    let mut command = udpgw(address, &["--log-level=info", "--max-clients-per-address=1"]);
-    command.env("JOURNAL_STREAM", "8:12345");
+    let inner = udpgw(address, &["--log-level=info", "--max-clients-per-address=1"]);
+    let mut command = std::process::Command::new("sh");
+    // As systemd sets it: the device and inode of standard error.
+    let set = "JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2) exec \"$0\" \"$@\"";
+    command.arg("-c").arg(set).arg(inner.get_program()).args(inner.get_args());
     let process = manager.start(command);
     let mut client = Client::connect(address);
     client.echo(1, Echo::start().address, b"logged");
@@ -338,6 +343,17 @@ fn journald_gets_priorities_and_no_times() {
     assert_eq!(said.lines().next(), Some(&*format!("<6>listening on tcp {address}")), "{said}");
     assert!(said.lines().any(|line| line.starts_with("<4>client 127.0.0.1:")), "{said}");
     assert!(said.lines().all(|line| line.starts_with("<6>") || line.starts_with("<4>")), "{said}");
+}
+
+#[test]
+fn a_journal_that_standard_error_does_not_lead_to_is_none() {
+    let address = free_address();
+    let manager = Manager::new();
+    let mut command = udpgw(address, &["--log-level=info"]);
+    command.env("JOURNAL_STREAM", "8:12345");
+    let process = manager.start(command);
+    process.await_stderr("listening");
+    assert!(!process.stderr().starts_with('<'), "{}", process.stderr());
 }
 
 #[test]

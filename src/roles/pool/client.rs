@@ -12,6 +12,7 @@ use super::{Activity, ClientConfig, ClientTls, Framing, Shared};
 use crate::error::Error;
 use crate::net::random;
 use crate::net::sys::mmsg::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::tcp;
 use crate::net::tls::{ClientTrust, Identity, TlsError, connector};
 use crate::net::udp::UdpSocket;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
@@ -134,8 +135,7 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
 /// connection.
 fn try_mark(mark: u32) -> Result<(), Error> {
     let doing = || format!("cannot mark packets with --mark {mark:#x} (needs CAP_NET_ADMIN)");
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-    socket.and_then(|socket| socket.set_mark(mark)).map_err(Error::while_doing(doing))
+    tcp::may_mark(mark).map_err(Error::while_doing(doing))
 }
 
 fn load_tls(tls: &ClientTls) -> Result<Tls, TlsError> {

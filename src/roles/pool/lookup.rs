@@ -2,36 +2,28 @@
 //! nobody who must stop at once may wait for it.
 
 use super::Destination;
-use crate::runtime::thread;
-use crossbeam_channel::{Receiver, Sender};
+use crate::runtime::errands::Errands;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 
 /// Lookups that may wait; more are refused, and asked for again after a backoff.
 const QUEUE_MAX: usize = 1024;
 /// getaddrinfo(3) with its plug-ins uses more stack than our own code.
 const STACK: usize = 256 * 1024;
 
-type Answer = Box<dyn FnOnce(io::Result<Vec<SocketAddr>>) + Send>;
-
 /// Asks the system's resolver for one destination, again and again.
 #[derive(Clone)]
 pub(super) struct Lookup {
-    queue: Sender<Answer>,
+    errands: Errands,
+    destination: Arc<Destination>,
 }
 
 impl Lookup {
-    /// Starts the thread. It is the one thread that is never joined: it ends when the last `Lookup`
-    /// is gone, or with the process when it hangs in the C library then.
+    /// Starts the thread.
     pub(super) fn start(destination: Destination) -> io::Result<Lookup> {
-        let (queue, questions): (_, Receiver<Answer>) = crossbeam_channel::bounded(QUEUE_MAX);
-        let thread = thread::spawn("pool:lookup", 0, STACK, move || {
-            for answer in questions {
-                answer(addresses(&destination));
-            }
-        })?;
-        drop(thread);
-        Ok(Lookup { queue })
+        let errands = Errands::start("pool:lookup", QUEUE_MAX, STACK)?;
+        Ok(Lookup { errands, destination: Arc::new(destination) })
     }
 
     /// Calls `answer` with the addresses, in the order in which they should be tried; from another
@@ -40,7 +32,8 @@ impl Lookup {
         &self,
         answer: impl FnOnce(io::Result<Vec<SocketAddr>>) + Send + 'static,
     ) -> bool {
-        self.queue.try_send(Box::new(answer)).is_ok()
+        let destination = Arc::clone(&self.destination);
+        self.errands.send(move || answer(addresses(&destination)))
     }
 }
 

@@ -109,7 +109,7 @@ const LIMITS: &[Opt] = &[
         &["--max-clients-per-address"],
         "N",
         Some("0"),
-        "Clients connected at once from one address; 0 is no limit.",
+        "Clients connected at once from one address, of IPv6 from one /64; 0 is no limit.",
     ),
     Opt::value(
         &["--max-connections-for-client"],

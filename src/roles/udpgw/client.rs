@@ -16,7 +16,7 @@ use crate::state::token_bucket::LogGate;
 use crate::wire::proxy_protocol::{self, Source};
 use mio::net::TcpStream;
 use mio::{Interest, Token};
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -161,9 +161,8 @@ impl Client {
         }
         self.forget_flows();
         log::info!(
-            "client {}: gone ({}); {} datagrams to remotes, {} to the client, {} dropped",
+            "client {}: gone ({reason}); {} datagrams to remotes, {} to the client, {} dropped",
             self.address,
-            reason.label(),
             self.totals.datagrams_to_remote,
             self.totals.datagrams_to_client,
             self.totals.dropped
@@ -181,9 +180,10 @@ impl Client {
         if let Some(bench) = bench {
             self.shared.workbenches.give_back(bench);
         }
+        let verdict = verdict.and_then(|()| self.expire(now));
+        // After all that counts: the next wake may be long in coming.
         self.tally.report(&self.shared.counters, &mut self.totals);
-        verdict?;
-        self.expire(now)
+        verdict
     }
 
     fn handle_events(&mut self, now: Instant, bench: &mut Option<Box<Workbench>>) -> Verdict {
@@ -195,12 +195,13 @@ impl Client {
                 continue;
             }
             if token == STREAM && !matches!(self.phase, Phase::Serving) {
-                self.advance(readiness)?;
+                self.advance(readiness, now)?;
                 continue;
             }
             let bench = bench.get_or_insert_with(|| self.shared.workbenches.take());
             if token == STREAM {
-                if readiness.writable {
+                // TLS may have waited for something to read before it could write.
+                if readiness.writable || !matches!(self.stream, Stream::Plain(_)) {
                     outbound::write_unsent(self)?;
                 }
                 if readiness.readable || readiness.read_closed {
@@ -221,42 +222,40 @@ impl Client {
     }
 
     /// Goes through the phases before the first frame.
-    fn advance(&mut self, readiness: Readiness) -> Verdict {
+    fn advance(&mut self, readiness: Readiness, now: Instant) -> Verdict {
         if matches!(self.phase, Phase::ProxyHeader) {
             if self.shared.config.proxy_protocol {
                 match self.read_proxy_header() {
                     Ok(true) => {}
                     // The rest will never come, and no further event will tell so.
                     Ok(false) if readiness.read_closed => {
-                        log::warn!(
-                            "client {}: no PROXY header: closed in the middle of it",
-                            self.address
-                        );
+                        self.complain(now, || "no PROXY header: closed in the middle of it");
                         return Err(EndReason::ProxyHeader);
                     }
                     Ok(false) => return Ok(()),
                     Err(cause) => {
-                        log::warn!("client {}: no PROXY header: {cause}", self.address);
+                        self.complain(now, || format!("no PROXY header: {cause}"));
                         return Err(EndReason::ProxyHeader);
                     }
                 }
             }
             self.address_slot = AddressSlot::take(&self.shared, self.address);
             if self.address_slot.is_none() {
-                log::warn!(
-                    "client {}: refused: its address has {} clients already",
-                    self.address,
-                    self.shared.config.clients_per_address_max
-                );
+                let max = self.shared.config.clients_per_address_max;
+                self.complain(now, || format!("refused: its address has {max} clients already"));
                 return Err(EndReason::AddressLimit);
             }
             self.phase = Phase::Handshake;
         }
         match self.stream.handshake() {
-            Ok(()) => self.phase = Phase::Serving,
+            Ok(()) => {
+                self.phase = Phase::Serving;
+                // A slow handshake is not the silence of a client.
+                self.heard = now;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => {
-                log::warn!("client {}: TLS handshake failed: {error}", self.address);
+                self.complain(now, || format!("TLS handshake failed: {error}"));
                 return Err(EndReason::TlsHandshake);
             }
         }
@@ -305,7 +304,7 @@ impl Client {
             return if silent < HANDSHAKE_TIMEOUT {
                 Ok(())
             } else {
-                log::warn!("client {}: no handshake in {HANDSHAKE_TIMEOUT:?}", self.address);
+                self.complain(now, || format!("no handshake in {HANDSHAKE_TIMEOUT:?}"));
                 Err(EndReason::HandshakeTimeout)
             };
         }
@@ -326,24 +325,29 @@ impl Client {
         self.sockets.release(&mut self.events, flow.socket, pools, budget);
     }
 
-    /// Logs what went wrong with a datagram, unless too much has been logged lately. `describe`
-    /// runs only for lines that are written.
+    /// Logs what went wrong, unless too much has been logged lately. `describe` runs only for lines
+    /// that are written.
     pub(super) fn complain<D: Display>(&mut self, now: Instant, describe: impl FnOnce() -> D) {
         if !log::log_enabled!(log::Level::Warn) {
             return;
         }
-        let Some(own) = self.log_gate.pass(now) else {
+        let Some(more) = self.log_gate.pass(now) else {
             return;
         };
         let mut gate = self.shared.log_gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(others) = gate.pass(now) else {
+        let Some(of_others) = gate.pass(now) else {
             return;
         };
         drop(gate);
-        let suppressed = own.saturating_add(others);
-        let more =
-            if suppressed > 0 { format!(" ({suppressed} more lines)") } else { String::new() };
-        log::warn!("client {}: {}{more}", self.address, describe());
+        let mut line = format!("client {}: {}", self.address, describe());
+        // Writing to a String cannot fail.
+        if more > 0 {
+            let _ = write!(line, " ({more} more lines of this client)");
+        }
+        if of_others > 0 {
+            let _ = write!(line, " ({of_others} more lines of all clients)");
+        }
+        log::warn!("{line}");
     }
 
     /// Logs why the stream is of no more use.

@@ -6,77 +6,50 @@ use crate::state::access::DenyReason;
 use std::fmt;
 use std::sync::Arc;
 
-/// Why a datagram was dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DropReason {
-    ShortHeader,
-    ShortAddress,
-    TooLong,
-    DestinationUnspecified,
-    DestinationLoopback,
-    DestinationMulticast,
-    DestinationBroadcast,
-    DestinationLinkLocal,
-    DestinationPrivate,
-    DestinationRule,
-    DestinationPortZero,
-    NoResolver,
-    NoSocket,
-    SendBufferFull,
-    SendFailed,
-    Stranger,
-    ReplyTooLong,
-    ClientStalled,
-    ReceiveBufferFull,
+/// Declares reasons once: their names, metrics labels and words for log lines.
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $label:literal, $words:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum $name {
+            $($variant,)*
+        }
+
+        impl $name {
+            /// The metrics labels, in order of declaration.
+            const LABELS: &[&str] = &[$($label,)*];
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str([$($words,)*][*self as usize])
+            }
+        }
+    };
 }
 
-impl DropReason {
-    /// In order of declaration.
-    const ALL: [DropReason; 19] = [
-        DropReason::ShortHeader,
-        DropReason::ShortAddress,
-        DropReason::TooLong,
-        DropReason::DestinationUnspecified,
-        DropReason::DestinationLoopback,
-        DropReason::DestinationMulticast,
-        DropReason::DestinationBroadcast,
-        DropReason::DestinationLinkLocal,
-        DropReason::DestinationPrivate,
-        DropReason::DestinationRule,
-        DropReason::DestinationPortZero,
-        DropReason::NoResolver,
-        DropReason::NoSocket,
-        DropReason::SendBufferFull,
-        DropReason::SendFailed,
-        DropReason::Stranger,
-        DropReason::ReplyTooLong,
-        DropReason::ClientStalled,
-        DropReason::ReceiveBufferFull,
-    ];
-
-    /// The metrics label.
-    fn label(self) -> &'static str {
-        match self {
-            DropReason::ShortHeader => "short-header",
-            DropReason::ShortAddress => "short-address",
-            DropReason::TooLong => "too-long",
-            DropReason::DestinationUnspecified => "destination-unspecified",
-            DropReason::DestinationLoopback => "destination-loopback",
-            DropReason::DestinationMulticast => "destination-multicast",
-            DropReason::DestinationBroadcast => "destination-broadcast",
-            DropReason::DestinationLinkLocal => "destination-link-local",
-            DropReason::DestinationPrivate => "destination-private",
-            DropReason::DestinationRule => "destination-rule",
-            DropReason::DestinationPortZero => "destination-port-zero",
-            DropReason::NoResolver => "no-resolver",
-            DropReason::NoSocket => "no-socket",
-            DropReason::SendBufferFull => "send-buffer-full",
-            DropReason::SendFailed => "send-failed",
-            DropReason::Stranger => "stranger",
-            DropReason::ReplyTooLong => "reply-too-long",
-            DropReason::ClientStalled => "client-stalled",
-            DropReason::ReceiveBufferFull => "receive-buffer-full",
-        }
+reasons! {
+    /// Why a datagram was dropped.
+    DropReason {
+        ShortHeader = "short-header", "frame too short for flags and conid";
+        ShortAddress = "short-address", "frame too short for its address";
+        TooLong = "too-long", "datagram over --udp-mtu";
+        DestinationUnspecified = "destination-unspecified", "unspecified destination";
+        DestinationLoopback = "destination-loopback", "loopback destination";
+        DestinationMulticast = "destination-multicast", "multicast destination";
+        DestinationBroadcast = "destination-broadcast", "broadcast destination";
+        DestinationLinkLocal = "destination-link-local", "link-local destination";
+        DestinationPrivate = "destination-private", "private destination";
+        DestinationRule = "destination-rule", "destination denied by --deny";
+        DestinationPortZero = "destination-port-zero", "destination port 0";
+        NoResolver = "no-resolver", "no nameserver to ask";
+        NoSocket = "no-socket", "no socket for the flow";
+        SendBufferFull = "send-buffer-full", "UDP send buffer full";
+        SendFailed = "send-failed", "cannot send";
+        Stranger = "stranger", "not from the flow's remote endpoint";
+        ReplyTooLong = "reply-too-long", "reply over --udp-mtu";
+        ClientStalled = "client-stalled", "client does not read";
+        ReceiveBufferFull = "receive-buffer-full", "UDP receive buffer full";
     }
 }
 
@@ -95,92 +68,31 @@ impl From<DenyReason> for DropReason {
     }
 }
 
-impl fmt::Display for DropReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DropReason::ShortHeader => "frame too short for flags and conid",
-            DropReason::ShortAddress => "frame too short for its address",
-            DropReason::TooLong => "datagram over --udp-mtu",
-            DropReason::DestinationUnspecified => "unspecified destination",
-            DropReason::DestinationLoopback => "loopback destination",
-            DropReason::DestinationMulticast => "multicast destination",
-            DropReason::DestinationBroadcast => "broadcast destination",
-            DropReason::DestinationLinkLocal => "link-local destination",
-            DropReason::DestinationPrivate => "private destination",
-            DropReason::DestinationRule => "destination denied by --deny",
-            DropReason::DestinationPortZero => "destination port 0",
-            DropReason::NoResolver => "no nameserver to ask",
-            DropReason::NoSocket => "no socket for the flow",
-            DropReason::SendBufferFull => "UDP send buffer full",
-            DropReason::SendFailed => "cannot send",
-            DropReason::Stranger => "not from the flow's remote endpoint",
-            DropReason::ReplyTooLong => "reply over --udp-mtu",
-            DropReason::ClientStalled => "client does not read",
-            DropReason::ReceiveBufferFull => "UDP receive buffer full",
-        })
+reasons! {
+    /// Why a client was closed.
+    EndReason {
+        Closed = "closed", "closed by the client";
+        Silent = "silent", "silent for too long";
+        OversizeFrame = "oversize-frame", "a frame longer than any";
+        StreamError = "stream-error", "the connection failed";
+        HandshakeTimeout = "handshake-timeout", "no handshake in time";
+        TlsHandshake = "tls-handshake", "TLS handshake failed";
+        ProxyHeader = "proxy-header", "no valid PROXY header";
+        AddressLimit = "address-limit", "too many clients of its address";
+        Stopped = "stopped", "the gateway stops";
+        Fault = "fault", "a fault of the gateway";
     }
 }
 
-/// Why a client was closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum EndReason {
-    Closed,
-    Silent,
-    OversizeFrame,
-    StreamError,
-    HandshakeTimeout,
-    TlsHandshake,
-    ProxyHeader,
-    AddressLimit,
-    Stopped,
-    Fault,
-}
-
-impl EndReason {
-    /// In order of declaration.
-    const ALL: [EndReason; 10] = [
-        EndReason::Closed,
-        EndReason::Silent,
-        EndReason::OversizeFrame,
-        EndReason::StreamError,
-        EndReason::HandshakeTimeout,
-        EndReason::TlsHandshake,
-        EndReason::ProxyHeader,
-        EndReason::AddressLimit,
-        EndReason::Stopped,
-        EndReason::Fault,
-    ];
-
-    /// The metrics label, also in log lines.
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            EndReason::Closed => "closed",
-            EndReason::Silent => "silent",
-            EndReason::OversizeFrame => "oversize-frame",
-            EndReason::StreamError => "stream-error",
-            EndReason::HandshakeTimeout => "handshake-timeout",
-            EndReason::TlsHandshake => "tls-handshake",
-            EndReason::ProxyHeader => "proxy-header",
-            EndReason::AddressLimit => "address-limit",
-            EndReason::Stopped => "stopped",
-            EndReason::Fault => "fault",
-        }
+reasons! {
+    /// Why a flow was closed.
+    FlowEnd {
+        Idle = "idle", "idle for too long";
+        Evicted = "evicted", "pushed out by a newer flow";
+        Rebound = "rebound", "its conid was given to another flow";
+        Answered = "answered", "the DNS query was answered";
+        ClientGone = "client-gone", "the client is gone";
     }
-}
-
-/// Why a flow was closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FlowEnd {
-    Idle,
-    Evicted,
-    Rebound,
-    Answered,
-    ClientGone,
-}
-
-impl FlowEnd {
-    /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 5] = ["idle", "evicted", "rebound", "answered", "client-gone"];
 }
 
 /// Counters of the whole gateway.
@@ -191,9 +103,9 @@ pub(super) struct Counters {
     pub clients_over_limit: Arc<Counter>,
     pub accept_errors: Arc<Counter>,
     pub certificate_reload_errors: Arc<Counter>,
-    clients_closed: [Arc<Counter>; EndReason::ALL.len()],
+    clients_closed: Vec<Arc<Counter>>,
     flows_opened: Arc<Counter>,
-    flows_closed: [Arc<Counter>; FlowEnd::LABELS.len()],
+    flows_closed: Vec<Arc<Counter>>,
     datagrams_to_remote: Arc<Counter>,
     datagrams_to_client: Arc<Counter>,
     bytes_to_remote: Arc<Counter>,
@@ -203,13 +115,12 @@ pub(super) struct Counters {
     segmentation_refused: Arc<Counter>,
     port_pool_exhausted: Arc<Counter>,
     own_sockets_short: Arc<Counter>,
-    dropped: [Arc<Counter>; DropReason::ALL.len()],
+    dropped: Vec<Arc<Counter>>,
 }
 
 impl Counters {
     /// Registers every counter, so that all of them show from the start, at zero.
     pub(super) fn new(registry: &mut Registry) -> Counters {
-        let closed = "Clients closed, by reason.";
         let datagrams = "Datagrams carried, by direction.";
         let bytes = "Bytes of datagrams carried, by direction; headers are not counted.";
         Counters {
@@ -231,21 +142,19 @@ impl Counters {
                 "udpferry_udpgw_certificate_reload_errors_total",
                 "Reloads that kept the old certificate because the new one is unusable.",
             ),
-            clients_closed: EndReason::ALL.map(|reason| {
-                registry.labelled_counter(
-                    "udpferry_udpgw_clients_closed_total",
-                    closed,
-                    ("reason", reason.label()),
-                )
-            }),
+            clients_closed: by_reason(
+                registry,
+                "udpferry_udpgw_clients_closed_total",
+                "Clients closed, by reason.",
+                EndReason::LABELS,
+            ),
             flows_opened: registry.counter("udpferry_udpgw_flows_opened_total", "Flows opened."),
-            flows_closed: FlowEnd::LABELS.map(|label| {
-                registry.labelled_counter(
-                    "udpferry_udpgw_flows_closed_total",
-                    "Flows closed, by reason.",
-                    ("reason", label),
-                )
-            }),
+            flows_closed: by_reason(
+                registry,
+                "udpferry_udpgw_flows_closed_total",
+                "Flows closed, by reason.",
+                FlowEnd::LABELS,
+            ),
             datagrams_to_remote: registry.labelled_counter(
                 "udpferry_udpgw_datagrams_total",
                 datagrams,
@@ -286,13 +195,12 @@ impl Counters {
                 "udpferry_udpgw_own_sockets_short_total",
                 "Flows that share a socket because there were no descriptors to spare.",
             ),
-            dropped: DropReason::ALL.map(|reason| {
-                registry.labelled_counter(
-                    "udpferry_udpgw_datagrams_dropped_total",
-                    "Datagrams dropped, by reason.",
-                    ("reason", reason.label()),
-                )
-            }),
+            dropped: by_reason(
+                registry,
+                "udpferry_udpgw_datagrams_dropped_total",
+                "Datagrams dropped, by reason.",
+                DropReason::LABELS,
+            ),
         }
     }
 
@@ -324,13 +232,23 @@ impl Counters {
         let total: u64 = self.dropped.iter().map(|counter| counter.get()).sum();
         // Writing to a String cannot fail.
         let _ = write!(line, " dropped={total}");
-        for (reason, counter) in DropReason::ALL.iter().zip(&self.dropped) {
+        for (label, counter) in DropReason::LABELS.iter().zip(&self.dropped) {
             if counter.get() > 0 {
-                let _ = write!(line, " dropped_{}={}", reason.label(), counter.get());
+                let _ = write!(line, " dropped_{label}={}", counter.get());
             }
         }
         line
     }
+}
+
+fn by_reason(
+    registry: &mut Registry,
+    name: &'static str,
+    help: &'static str,
+    labels: &[&'static str],
+) -> Vec<Arc<Counter>> {
+    let counter = |label: &&'static str| registry.labelled_counter(name, help, ("reason", label));
+    labels.iter().map(counter).collect()
 }
 
 /// What one client's thread has counted since it last reported.
@@ -347,7 +265,7 @@ pub(super) struct Tally {
     pub own_sockets_short: u64,
     flows_opened: u64,
     flows_closed: [u64; FlowEnd::LABELS.len()],
-    dropped: [u64; DropReason::ALL.len()],
+    dropped: [u64; DropReason::LABELS.len()],
 }
 
 impl Tally {

@@ -151,7 +151,7 @@ fn flow_of(
         // Rather one of this client's own flows than nobody's.
         Err(NoSocket::Budget) => {
             send_all(client, bench, input, now);
-            make_room(client);
+            make_room(client, remote);
             open_socket(client, remote, is_dns)
         }
         other => other,
@@ -171,11 +171,14 @@ fn flow_of(
     }))
 }
 
-/// Closes the client's least recently used flow that has a socket to itself, so that another can
-/// have one.
-fn make_room(client: &mut Client) {
-    let sockets = &client.sockets;
-    if let Some(flow) = client.flows.oldest_that(|flow| sockets.is_own(flow.socket)) {
+/// Closes the client's least recently used flow whose end lets a flow to `remote` have a socket: one
+/// that has a socket to itself, else one to the same remote.
+fn make_room(client: &mut Client, remote: SocketAddr) {
+    let (flows, sockets) = (&client.flows, &client.sockets);
+    let surplus = flows
+        .oldest_that(|flow| sockets.is_own(flow.socket))
+        .or_else(|| flows.oldest_that(|flow| flow.remote == remote));
+    if let Some(flow) = surplus {
         client.close_flow(flow, FlowEnd::Evicted);
     }
 }

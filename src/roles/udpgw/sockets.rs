@@ -67,10 +67,14 @@ impl Budget {
     }
 }
 
+/// errno(3); Linux has these numbers on every architecture.
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
 /// Why there is no socket for a flow.
 #[derive(Debug)]
 pub(super) enum NoSocket {
-    /// The budget of all clients is spent.
+    /// The budget of all clients is spent, or the process has no descriptors left.
     Budget,
     /// The system refuses.
     System(io::Error),
@@ -78,7 +82,10 @@ pub(super) enum NoSocket {
 
 impl From<io::Error> for NoSocket {
     fn from(error: io::Error) -> NoSocket {
-        NoSocket::System(error)
+        match error.raw_os_error() {
+            Some(EMFILE | ENFILE) => NoSocket::Budget,
+            _ => NoSocket::System(error),
+        }
     }
 }
 

@@ -269,16 +269,16 @@ impl Server {
             sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None },
             activity: Arc::clone(&owner.activity),
         };
-        if handle.orders.send(begin).is_err() {
-            // It has ended meanwhile; its message says so.
+        if owner.orders.send(Order::Add(link)).is_err() {
+            // The session ends at this moment; the client comes again.
+            handle.orders.close();
             return;
         }
         handle.session = Some(owner.serial);
         owner.connections += 1;
-        if owner.orders.send(Order::Add(link)).is_err() {
-            // The session ends at this moment; the client comes again.
-            handle.orders.close();
-        }
+        // Only now: the target's answer to the first datagram must find the connection. One that
+        // has ended meanwhile says so itself.
+        let _ = handle.orders.send(begin);
     }
 
     fn refuse(&mut self, connection: u64, cause: &str) {

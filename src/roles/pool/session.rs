@@ -87,9 +87,9 @@ impl Session {
         })?;
         let mut quiet = true;
         while let Some((token, _)) = self.events.next_ready() {
-            if token == WAKE {
-                self.obey()?;
-            } else {
+            // Before what the target says too: it may answer a connection whose order waits.
+            self.obey()?;
+            if token == UDP {
                 quiet = false;
                 self.receive(receive.get_or_insert_with(ReceiveQueue::default));
             }

@@ -7,7 +7,7 @@ use crate::support::pki::{Issued, authority};
 use crate::support::{PATIENCE, Scratch, Service, await_some, free_port, http_get};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 use udpferry::wire::length_prefix::Frames;
 use udpferry::wire::pool::{BYTE_ORDER, DATAGRAM_LEN_MAX, SessionId, write_frame};
@@ -17,10 +17,21 @@ pub const SIZES: [usize; 6] = [0, 1, 1200, 16_384, 65_000, 65_507];
 
 /// One side, running, with its metrics.
 pub struct Side {
-    pub service: Service,
+    pub service: Running,
     /// Where it listens: TCP for a server, UDP for a client.
     pub address: SocketAddr,
     metrics: SocketAddr,
+}
+
+/// A service that can be stopped before its side goes out of scope.
+pub struct Running(Option<Service>);
+
+impl std::ops::Deref for Running {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        self.0.as_ref().expect("it has been stopped")
+    }
 }
 
 impl Side {
@@ -58,7 +69,12 @@ impl Side {
         let service = Service::start_with(&all, change);
         let line = service.await_log(says);
         let address = line.rsplit(' ').next().unwrap().parse().unwrap();
-        Side { service, address, metrics }
+        Side { service: Running(Some(service)), address, metrics }
+    }
+
+    /// SIGTERM, and how it ended, and how long that took.
+    pub fn stop(mut self) -> (ExitStatus, Duration) {
+        self.service.0.take().unwrap().stop()
     }
 
     /// The value of a metric of the pool, by its name without the beginning that all have.
@@ -83,7 +99,7 @@ impl Side {
 
 impl Drop for Side {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && self.service.0.is_some() {
             let page = http_get(self.metrics, "/metrics");
             let moved = page.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
             eprintln!("--- metrics on {} ---\n{}", self.address, moved.collect::<Vec<_>>().join("\n"));

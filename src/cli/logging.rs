@@ -65,6 +65,11 @@ pub fn start(config: &LogConfig) -> io::Result<LogHandle> {
 }
 
 impl LogHandle {
+    /// The absolute path of the log file; `None` when the log goes elsewhere.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|(path, _)| path.as_path())
+    }
+
     /// Opens the log file anew, as after logrotate has moved it. When that fails the old file
     /// stays in use. Without a log file there is nothing to do.
     pub fn reopen(&self) -> io::Result<()> {

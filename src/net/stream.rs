@@ -85,6 +85,28 @@ impl Source for Socket {
     }
 }
 
+/// What [`Stream::fill`] has read.
+#[derive(Debug)]
+pub struct Filled {
+    /// How many bytes.
+    pub len: usize,
+    /// What comes behind them.
+    pub rest: Rest,
+}
+
+/// What comes behind the bytes that were read.
+#[derive(Debug)]
+pub enum Rest {
+    /// Nothing until the poll says so.
+    Nothing,
+    /// Something, perhaps: read again without waiting.
+    More,
+    /// The end.
+    Closed,
+    /// A failure.
+    Failed(io::Error),
+}
+
 /// A non-blocking stream. A TLS stream has one owner that reads and writes it: it cannot be split.
 #[derive(Debug)]
 pub enum Stream {
@@ -115,13 +137,32 @@ impl Stream {
         }
     }
 
-    /// Whether a read that filled `len` of `room` bytes has emptied the stream, so that nothing is
-    /// lost by waiting for the next event.
+    /// Reads what is there, as far as it fits into `bytes`.
     ///
-    /// A short read empties a TCP socket (epoll(7), question 9). A TLS stream may hold more in its
-    /// own buffers: only `WouldBlock` says that it does not.
-    pub fn is_drained_by(&self, len: usize, room: usize) -> bool {
-        matches!(self, Stream::Plain(_)) && len < room
+    /// A short read empties a TCP socket (epoll(7), question 9), unless its end has been announced
+    /// (`read_closed`) and is still to be read. TLS hands out one record at a time and may hold more
+    /// in its own buffers: it is read until it would block.
+    pub fn fill(&mut self, bytes: &mut [u8], read_closed: bool) -> Filled {
+        let is_plain = matches!(self, Stream::Plain(_));
+        let mut len = 0;
+        let rest = loop {
+            if len == bytes.len() {
+                break Rest::More;
+            }
+            match self.read(&mut bytes[len..]) {
+                Ok(0) => break Rest::Closed,
+                Ok(read) => {
+                    len += read;
+                    if is_plain && len < bytes.len() {
+                        break if read_closed { Rest::More } else { Rest::Nothing };
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Rest::Nothing,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Rest::Failed(error),
+            }
+        };
+        Filled { len, rest }
     }
 
     /// Says goodbye in TLS, if that needs no waiting.

@@ -8,12 +8,13 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    AlpnError, ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslSessionCacheMode,
-    SslStream, SslVerifyMode, SslVersion,
+    AlpnError, ErrorCode, ShutdownState, Ssl, SslAcceptor, SslMethod, SslOptions,
+    SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
 };
 use openssl::stack::Stack;
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::store::X509StoreBuilder;
+use openssl::x509::verify::X509VerifyFlags;
 use openssl::x509::{X509, X509Builder, X509Name, X509NameBuilder};
 use std::fmt;
 use std::fs;
@@ -194,6 +195,8 @@ impl Acceptor {
         builder.set_read_ahead(true);
         // Tickets resume sessions without memory here; a cache would hold 20,000 of them.
         builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+        // A client that renegotiates makes the server work; TLS 1.3 has none of it.
+        builder.set_options(SslOptions::NO_RENEGOTIATION);
         // Without a context of its own OpenSSL refuses to resume sessions with client certificates.
         builder.set_session_id_context(b"udpferry")?;
         if let Some(path) = client_ca {
@@ -204,6 +207,8 @@ impl Acceptor {
                 store.add_cert(authority)?;
             }
             builder.set_verify_cert_store(store.build())?;
+            // The file may hold an intermediate authority without its root.
+            builder.verify_param_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
             builder.set_client_ca_list(names);
             builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
         }
@@ -265,7 +270,10 @@ impl<S: Read + Write> Read for TlsStream<S> {
         match self.stream.ssl_read(bytes) {
             Ok(len) => Ok(len),
             Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(0),
-            Err(error) => Err(to_io(error, self.stream.ssl())),
+            Err(error) => match to_io(error, self.stream.ssl()) {
+                error if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+                error => Err(error),
+            },
         }
     }
 }
@@ -295,6 +303,10 @@ fn to_io(error: openssl::ssl::Error, ssl: &openssl::ssl::SslRef) -> io::Error {
             match error.into_io_error() {
                 Ok(error) => error,
                 Err(error) => match error.ssl_error().and_then(|stack| stack.errors().first()) {
+                    // OpenSSL 3 has a reason of its own for what was no error at all in 1.1.
+                    Some(first) if first.reason() == Some("unexpected eof while reading") => {
+                        io::ErrorKind::UnexpectedEof.into()
+                    }
                     Some(first) => {
                         io::Error::other(first.reason().unwrap_or("protocol error").to_owned())
                     }

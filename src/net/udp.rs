@@ -6,16 +6,20 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Socket buffer sizes in bytes; 0 leaves the system's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Buffers {
-    /// `SO_RCVBUF`; the kernel grants at most net.core.rmem_max.
+    /// `SO_RCVBUF`; the kernel grants more than net.core.rmem_max only to CAP_NET_ADMIN.
     pub receive: usize,
-    /// `SO_SNDBUF`; the kernel grants at most net.core.wmem_max.
+    /// `SO_SNDBUF`; the kernel grants more than net.core.wmem_max only to CAP_NET_ADMIN.
     pub send: usize,
 }
+
+/// Asked once: a kernel does not learn it while it runs.
+static KNOWS_SEGMENTATION: OnceLock<bool> = OnceLock::new();
 
 /// A non-blocking UDP socket that sends and receives in batches.
 #[derive(Debug)]
@@ -48,19 +52,23 @@ impl UdpSocket {
         if shared_port {
             socket.set_reuse_address(true)?;
         }
-        if buffers.receive > 0 {
-            socket.set_recv_buffer_size(buffers.receive)?;
-        }
-        if buffers.send > 0 {
-            socket.set_send_buffer_size(buffers.send)?;
+        if sockopt::force_buffers(&socket, buffers.receive, buffers.send).is_err() {
+            // Without privileges the kernel grants what its limits allow.
+            if buffers.receive > 0 {
+                socket.set_recv_buffer_size(buffers.receive)?;
+            }
+            if buffers.send > 0 {
+                socket.set_send_buffer_size(buffers.send)?;
+            }
         }
         // Both only save work or add a count, and old kernels have neither: a refusal is no failure.
         let _ = sockopt::receive_merged(&socket);
         let _ = sockopt::report_drops(&socket);
+        let segmentation = *KNOWS_SEGMENTATION.get_or_init(|| sockopt::knows_segmentation(&socket));
         socket.bind(&local.into())?;
         Ok(UdpSocket {
             socket: mio::net::UdpSocket::from_std(socket.into()),
-            segmentation: AtomicBool::new(true),
+            segmentation: AtomicBool::new(segmentation),
             kernel_drops: AtomicU32::new(0),
         })
     }

@@ -93,6 +93,9 @@ impl Frame {
             .transpose()?;
         let now = clock::now();
         let tells_status = std::env::var_os("NOTIFY_SOCKET").is_some();
+        let mut status = Ticker::new(tells_status.then_some(STATUS_INTERVAL), now);
+        // The first at once, so that `systemctl status` never shows a service without a status.
+        status.next = status.next.map(|_| now);
         Ok(Frame {
             events,
             registry: Registry::new(),
@@ -101,7 +104,7 @@ impl Frame {
             running: None,
             stats: Ticker::new(stats, now),
             watchdog: Ticker::new(notify::watchdog_interval(), now),
-            status: Ticker::new(tells_status.then_some(STATUS_INTERVAL), now),
+            status,
             waits: false,
         })
     }

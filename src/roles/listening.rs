@@ -22,7 +22,7 @@ const ACCEPTS_PER_TURN: usize = 64;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Descriptors of the process itself, with every listener and scrape in use.
-const DESCRIPTORS_RESERVED: u64 = 64;
+pub const DESCRIPTORS_RESERVED: u64 = 64;
 
 /// How many things of `descriptors_each` fit into the limit of open files, at least one.
 pub fn room_for(open_files_max: u64, descriptors_each: u64) -> usize {
@@ -128,6 +128,13 @@ impl Listening {
                         continue;
                     }
                     Ok(Room::Full) => {
+                        self.errors.increment();
+                        if let Some(more) = self.log.pass(now) {
+                            log::warn!(
+                                "no descriptors for more connections: further ones wait until one \
+                                 ends ({more} more lines)"
+                            );
+                        }
                         events.park(token, readiness);
                         return;
                     }

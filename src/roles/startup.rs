@@ -10,6 +10,7 @@ use crate::runtime::privileges::Identity;
 use crate::runtime::{limits, notify};
 use log::LevelFilter;
 use nix::syslog::Facility;
+use std::fs;
 
 /// The log target of lines that the operator asked for (`--stats-interval`, SIGUSR1): shown at
 /// every level but `none`.
@@ -88,6 +89,7 @@ impl Startup {
             if let Some(pid_file) = &self.pid_file {
                 identity.chown_path(pid_file.path()).map_err(Error::Privileges)?;
             }
+            give_log_to(identity, &self.log);
             identity.drop_to().map_err(Error::Privileges)?;
         }
         if let Some(daemon) = self.daemon {
@@ -95,5 +97,17 @@ impl Startup {
         }
         notify::ready();
         Ok(Running { log: self.log, _pid_file: self.pid_file })
+    }
+}
+
+/// Gives the log file to the new user, who must open it again on SIGHUP. Only a regular file: a
+/// device or a pipe is not ours to give. A failure costs no more than that reopening.
+fn give_log_to(identity: &Identity, log: &LogHandle) {
+    let Some(path) = log.path() else { return };
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        return;
+    }
+    if let Err(reason) = identity.chown_path(path) {
+        log::warn!("the log file cannot be opened again on SIGHUP: {reason}");
     }
 }

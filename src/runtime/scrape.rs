@@ -16,6 +16,10 @@ const CONNECTIONS_MAX: usize = 16;
 /// From accept to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long accepting pauses when the system has no descriptor left. The poll tells of a connection
+/// once, so nobody else would remind us of it when descriptors return.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+
 /// The poll tokens that a [`Scrapes`] uses, from its first one.
 pub const TOKENS: usize = 1 + CONNECTIONS_MAX;
 
@@ -33,6 +37,7 @@ pub struct Scrapes {
     listener: TcpListener,
     first_token: usize,
     connections: VecDeque<Connection>,
+    accept_again: Option<Instant>,
 }
 
 impl Scrapes {
@@ -44,7 +49,7 @@ impl Scrapes {
     ) -> io::Result<Scrapes> {
         let mut listener = TcpListener::bind(address)?;
         events.register(&mut listener, Token(first_token), Interest::READABLE)?;
-        Ok(Scrapes { listener, first_token, connections: VecDeque::new() })
+        Ok(Scrapes { listener, first_token, connections: VecDeque::new(), accept_again: None })
     }
 
     /// The address listened on.
@@ -59,14 +64,22 @@ impl Scrapes {
 
     /// When [`Scrapes::expire`] is worth calling.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.connections.front().map(|connection| connection.deadline)
+        self.oldest_deadline().into_iter().chain(self.accept_again).min()
     }
 
-    /// Closes connections that took too long.
+    /// Closes connections that took too long, and ends a pause in accepting.
     pub fn expire(&mut self, now: Instant, events: &mut EventLoop) {
-        while self.next_deadline().is_some_and(|deadline| deadline <= now) {
+        while self.oldest_deadline().is_some_and(|deadline| deadline <= now) {
             self.close(0, events);
         }
+        if self.accept_again.is_some_and(|again| again <= now) {
+            self.accept_again = None;
+            events.again(Token(self.first_token), Readiness::READABLE);
+        }
+    }
+
+    fn oldest_deadline(&self) -> Option<Instant> {
+        self.connections.front().map(|connection| connection.deadline)
     }
 
     /// Handles an event of one of our tokens.
@@ -119,8 +132,9 @@ impl Scrapes {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 events.again(token, readiness);
             }
-            // Drained, or out of descriptors: the next connection tells again.
-            Err(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Out of descriptors, or the connection is gone already (accept(2)).
+            Err(_) => self.accept_again = Some(now + ACCEPT_PAUSE),
         }
     }
 

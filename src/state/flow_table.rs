@@ -25,6 +25,8 @@ pub struct Flow {
     pub socket: SocketId,
     /// When a datagram last passed, either way.
     pub last_used: Instant,
+    /// Of a DNS flow, how many queries wait for their answers.
+    pub queries: Option<u32>,
 }
 
 /// Flows of one client, at most `capacity`, forgotten after `idle_timeout`.
@@ -87,6 +89,35 @@ impl FlowTable {
     /// The flow itself. Panics on an id whose flow was removed.
     pub fn get(&self, id: FlowId) -> &Flow {
         &self.slots[id.0].flow
+    }
+
+    /// The least recently used flow that `is_it`. Linear.
+    pub fn oldest_that(&self, is_it: impl Fn(&Flow) -> bool) -> Option<FlowId> {
+        let mut next = self.oldest;
+        while let Some(index) = next {
+            let slot = &self.slots[index];
+            if is_it(&slot.flow) {
+                break;
+            }
+            next = slot.newer;
+        }
+        next.map(FlowId)
+    }
+
+    /// Counts a datagram of a DNS flow as a query.
+    pub fn count_query(&mut self, id: FlowId) {
+        if let Some(queries) = &mut self.slots[id.0].flow.queries {
+            *queries = queries.saturating_add(1);
+        }
+    }
+
+    /// Counts an answer on a DNS flow; true when it was the last that was waited for.
+    pub fn count_answer(&mut self, id: FlowId) -> bool {
+        let Some(queries) = &mut self.slots[id.0].flow.queries else {
+            return false;
+        };
+        *queries = queries.saturating_sub(1);
+        *queries == 0
     }
 
     /// Marks the flow as used `now`: last in line for eviction and expiry.
@@ -187,7 +218,7 @@ mod tests {
 
     fn flow(conid: u16, socket: SocketId, last_used: Instant) -> Flow {
         let remote = SocketAddr::from(([192, 0, 2, 1], conid));
-        Flow { conid, address: remote, remote, socket, last_used }
+        Flow { conid, address: remote, remote, socket, last_used, queries: None }
     }
 
     #[test]
@@ -215,6 +246,22 @@ mod tests {
         table.touch(table.by_conid(1).unwrap(), now);
         let surplus = table.surplus().unwrap();
         assert_eq!(table.get(surplus).conid, 2);
+    }
+
+    #[test]
+    fn a_dns_flow_is_done_with_the_answer_to_its_last_query() {
+        let now = start();
+        let mut table = FlowTable::new(3, None);
+        let query = table.insert(Flow { queries: Some(0), ..flow(1, 0, now) });
+        let other = table.insert(flow(2, 0, now));
+        for id in [query, query, other] {
+            table.count_query(id);
+        }
+        assert!(!table.count_answer(other));
+        assert!(!table.count_answer(query));
+        assert!(table.count_answer(query));
+        assert_eq!(table.oldest_that(|flow| flow.queries.is_none()), Some(other));
+        assert_eq!(table.oldest_that(|flow| flow.conid == 9), None);
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! What tests of roles share: the real binary as a service, a udpgw client that hides nothing, an
 //! echo server. No sleeps: every wait is for an event, with a deadline that only a failure meets.
 #![allow(dead_code, unreachable_pub)] // Each test program uses its part.
-#![allow(clippy::unwrap_used, clippy::print_stderr)] // A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+#![allow(clippy::print_stderr)] // What a failed test's processes said.
+
+pub mod kernel;
+pub mod pki;
+pub mod programs;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -79,13 +84,20 @@ impl Service {
 
     /// The same with changes to how the process is started.
     pub fn start_with(args: &[&str], change: impl FnOnce(&mut Command)) -> Service {
+        let mut all = args.to_vec();
+        all.push("--log-level=debug");
+        Service::start_as_given(&all, change)
+    }
+
+    /// The same without an option for the log level.
+    pub fn start_as_given(args: &[&str], change: impl FnOnce(&mut Command)) -> Service {
         let scratch = Scratch::new();
         let log = scratch.path("log");
         let name = format!("udpferry-test-{}", unique());
         let ready = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut command = Command::new(UDPFERRY);
-        command.args(args).arg("--log-level=debug").arg("--log-file").arg(&log);
+        command.args(args).arg("--log-file").arg(&log);
         command.env("NOTIFY_SOCKET", format!("@{name}")).stdin(Stdio::null());
         change(&mut command);
         let child = command.spawn().unwrap();
@@ -145,6 +157,11 @@ impl Service {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// How many descriptors are open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
     /// CPU time used so far, user and system.
     pub fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
@@ -195,11 +212,18 @@ impl Gateway {
     }
 
     pub fn start_with(args: &[&str], change: impl FnOnce(&mut Command)) -> Gateway {
+        let mut all = vec!["--allow=127.0.0.0/8", "--allow=::1"];
+        all.extend_from_slice(args);
+        Gateway::start_strict(&all, change)
+    }
+
+    /// A gateway that refuses what the role refuses by default.
+    pub fn start_strict(args: &[&str], change: impl FnOnce(&mut Command)) -> Gateway {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = format!("--listen-addr={address}");
         let metrics_arg = format!("--metrics={metrics}");
-        let mut all = vec!["udpgw", "--allow=127.0.0.0/8", "--allow=::1", &listen, &metrics_arg];
+        let mut all = vec!["udpgw", &listen, &metrics_arg];
         all.extend_from_slice(args);
         let service = Service::start_with(&all, change);
         Gateway { service, address, metrics }
@@ -219,8 +243,37 @@ impl Gateway {
 
     /// Waits until a metric has that value.
     pub fn await_metric(&self, name: &str, value: i64) {
-        let reached = await_some(|| (self.metric(name) == value).then_some(())).is_some();
-        assert!(reached, "{name} is {}, not {value}", self.metric(name));
+        let reached = await_some(|| (self.metric(name) == value).then_some(()));
+        assert!(reached.is_some(), "{name} is {}, not {value}", self.metric(name));
+    }
+
+    pub fn await_clients(&self, value: i64) {
+        self.await_metric("udpferry_udpgw_clients", value);
+    }
+
+    pub fn await_flows(&self, value: i64) {
+        self.await_metric("udpferry_udpgw_flows", value);
+    }
+
+    pub fn await_clients_closed(&self, reason: &str, value: i64) {
+        let name = format!("udpferry_udpgw_clients_closed_total{{reason=\"{reason}\"}}");
+        self.await_metric(&name, value);
+    }
+
+    /// Flows closed for that reason.
+    pub fn flows_closed(&self, reason: &str) -> i64 {
+        self.metric(&format!("udpferry_udpgw_flows_closed_total{{reason=\"{reason}\"}}"))
+    }
+
+    pub fn await_flows_closed(&self, reason: &str, value: i64) {
+        let name = format!("udpferry_udpgw_flows_closed_total{{reason=\"{reason}\"}}");
+        self.await_metric(&name, value);
+    }
+
+    /// Waits until the metric of that name has at least that value.
+    pub fn await_at_least(&self, name: &str, value: i64) {
+        let reached = await_some(|| (self.metric(name) >= value).then_some(()));
+        assert!(reached.is_some(), "{name} is {}, less than {value}", self.metric(name));
     }
 
     /// Datagrams dropped for that reason.
@@ -275,8 +328,29 @@ impl Client<TcpStream> {
                 Ok(0) => return true,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return true,
-                Err(_) => return false,
+                // A read with a timeout is not restarted after a stop (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    eprintln!("not closed: {error}");
+                    return false;
+                }
             }
+        }
+    }
+
+    /// The client's own address.
+    pub fn address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
+    /// The next datagram, unless none comes within that time.
+    pub fn receive_within(&mut self, time: Duration) -> Option<Reply> {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let result = self.try_receive();
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            result => Some(result.unwrap()),
         }
     }
 
@@ -301,6 +375,14 @@ impl<S: Read + Write> Client<S> {
 
     pub fn send(&mut self, conid: u16, address: SocketAddr, payload: &[u8]) {
         self.write(&frame(conid, address, payload));
+    }
+
+    pub fn send_dns(&mut self, conid: u16, address: SocketAddr, payload: &[u8]) {
+        self.write(&flagged_frame(conid, address, payload, false, true));
+    }
+
+    pub fn send_rebind(&mut self, conid: u16, address: SocketAddr, payload: &[u8]) {
+        self.write(&flagged_frame(conid, address, payload, true, false));
     }
 
     pub fn keepalive(&mut self) {
@@ -330,9 +412,11 @@ impl<S: Read + Write> Client<S> {
                 return Ok(reply);
             }
             let mut bytes = vec![0; 65_536];
-            match self.stream.read(&mut bytes)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                len => self.received.extend_from_slice(&bytes[..len]),
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => self.received.extend_from_slice(&bytes[..len]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -406,8 +490,12 @@ impl Echo {
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        let _ = self.stop.send_to(STOP_ECHO, self.address);
         if let Some(thread) = self.thread.take() {
+            // A full receive buffer drops this datagram like any other.
+            let _ = await_some(|| {
+                let _ = self.stop.send_to(STOP_ECHO, self.address);
+                thread.is_finished().then_some(())
+            });
             let _ = thread.join();
         }
     }
@@ -415,10 +503,22 @@ impl Drop for Echo {
 
 /// A plain UDP socket of the test's own, as a remote that answers when the test says so.
 pub fn remote() -> (UdpSocket, SocketAddr) {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    remote_on("127.0.0.1:0")
+}
+
+pub fn remote_on(address: &str) -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind(address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
+}
+
+/// The next datagram at a remote, and where it came from.
+pub fn receive_from(remote: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut bytes = vec![0; 65_536];
+    let (len, source) = remote.recv_from(&mut bytes).expect("the remote got nothing");
+    bytes.truncate(len);
+    (bytes, source)
 }
 
 /// Runs the binary to its end.

@@ -6,3 +6,12 @@
 mod support;
 
 mod carrying;
+mod check;
+mod destinations;
+mod flows;
+mod limits;
+mod metrics;
+mod operation;
+mod proxy;
+mod robustness;
+mod tls;

@@ -50,7 +50,7 @@ pub struct SendReport {
     pub blocked: usize,
     /// Datagrams that the kernel refused: no route, too large, firewall.
     pub failed: usize,
-    /// ICMP errors of earlier datagrams that were reported and passed over.
+    /// Errors of earlier datagrams (ICMP answers) that were reported and passed over.
     pub icmp_errors: usize,
     /// The last refusal.
     pub last_error: Option<io::Error>,
@@ -70,9 +70,13 @@ pub struct SendQueue {
 /// One message of a batch: a datagram, or several of one size to one destination.
 #[derive(Debug, Clone, Copy, Default)]
 struct Train {
+    /// Where its first payload stands.
+    first: usize,
     datagrams: usize,
     segment_len: usize,
     total_len: usize,
+    /// Bytes of its address; 0 on a connected socket.
+    name_len: libc::socklen_t,
     closed: bool,
 }
 
@@ -124,6 +128,7 @@ impl SendQueue {
 }
 
 /// Datagrams on their way into one socket. Sent when 64 wait, and by [`SendBatch::finish`].
+#[must_use = "datagrams that wait are lost without `finish`"]
 pub struct SendBatch<'q, 'd> {
     queue: &'q mut SendQueue,
     socket: BorrowedFd<'q>,
@@ -151,24 +156,15 @@ impl<'d> SendBatch<'_, 'd> {
             train.closed = payload.len() < train.segment_len;
             return;
         }
+        let name = &mut self.queue.names[self.messages];
         self.queue.trains[self.messages] = Train {
+            first: self.datagrams - 1,
             datagrams: 1,
             segment_len: payload.len(),
             total_len: payload.len(),
+            name_len: destination.map_or(0, |destination| write_name(name, destination)),
             closed: payload.is_empty() || payload.len() > SEGMENT_LEN_MAX,
         };
-        let (name, name_len) = match destination {
-            Some(destination) => {
-                let name = &mut self.queue.names[self.messages];
-                let len = write_name(name, destination);
-                (std::ptr::from_mut(name).cast(), len)
-            }
-            None => (std::ptr::null_mut(), 0),
-        };
-        let header = &mut self.queue.headers[self.messages].msg_hdr;
-        header.msg_name = name;
-        header.msg_namelen = name_len;
-        header.msg_iov = &raw mut self.queue.payloads[self.datagrams - 1];
         self.last_destination = destination;
         self.messages += 1;
     }
@@ -193,13 +189,21 @@ impl<'d> SendBatch<'_, 'd> {
     }
 
     fn flush(&mut self) {
-        for index in 0..self.messages {
-            let train = self.queue.trains[index];
-            let control = &raw mut self.queue.controls[index];
-            let header = &mut self.queue.headers[index].msg_hdr;
+        let queue = &mut *self.queue;
+        let names = queue.names.as_mut_ptr();
+        let payloads = queue.payloads.as_mut_ptr();
+        let controls = queue.controls.as_mut_ptr();
+        for (index, train) in queue.trains[..self.messages].iter().enumerate() {
+            let header = &mut queue.headers[index].msg_hdr;
+            header.msg_name = match train.name_len {
+                0 => std::ptr::null_mut(),
+                _ => names.wrapping_add(index).cast(),
+            };
+            header.msg_namelen = train.name_len;
+            header.msg_iov = payloads.wrapping_add(train.first);
             header.msg_iovlen = train.datagrams as _;
             if train.datagrams > 1 {
-                header.msg_control = control.cast();
+                header.msg_control = controls.wrapping_add(index).cast();
                 header.msg_controllen = CONTROL_LEN as _;
                 // A train holds segments of at most SEGMENT_LEN_MAX bytes.
                 let segment_len = u16::try_from(train.segment_len).unwrap_or(u16::MAX);
@@ -210,6 +214,8 @@ impl<'d> SendBatch<'_, 'd> {
             }
         }
         let mut next = 0;
+        // The message whose first attempt reported an error that may not be its own.
+        let mut retried = None;
         while next < self.messages {
             match self.send_from(next) {
                 Ok(0) => {
@@ -218,6 +224,8 @@ impl<'d> SendBatch<'_, 'd> {
                     break;
                 }
                 Ok(sent) => {
+                    // What was reported belonged to an earlier datagram.
+                    self.report.icmp_errors += usize::from(retried == Some(next));
                     for train in &self.queue.trains[next..next + sent] {
                         self.report.sent += train.datagrams;
                         self.report.sent_bytes += train.total_len;
@@ -229,21 +237,21 @@ impl<'d> SendBatch<'_, 'd> {
                     self.report.blocked += self.datagrams_from(next);
                     break;
                 }
-                // The error belongs to an earlier datagram of a connected socket (an ICMP answer);
-                // reporting it cleared it, and this datagram has not been tried.
-                Err(error) if is_icmp_error(&error) && self.report.icmp_errors < SEND_BATCH => {
-                    self.report.icmp_errors += 1;
-                }
                 Err(error) => {
                     let train = self.queue.trains[next];
-                    if train.datagrams > 1 {
+                    if is_of_this_datagram(&error) && train.datagrams > 1 {
                         if self.send_singly(next) {
                             self.report.segmentation_refused = true;
                             self.segmentation = false;
                         }
-                    } else {
-                        self.report.failed += 1;
+                    } else if is_of_this_datagram(&error) || retried == Some(next) {
+                        self.report.failed += train.datagrams;
                         self.report.last_error = Some(error);
+                    } else {
+                        // A connected socket reports the ICMP answer to an earlier datagram once,
+                        // and has not tried this one.
+                        retried = Some(next);
+                        continue;
                     }
                     next += 1;
                 }
@@ -312,9 +320,14 @@ impl<'d> SendBatch<'_, 'd> {
     }
 }
 
-/// Errors that a connected UDP socket reports for a datagram sent earlier (ip(7), udp(7)).
-fn is_icmp_error(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::EHOSTDOWN | libc::EPROTO))
+/// Errors that the message itself causes, at once and every time: too large, or not to be
+/// segmented on this route (udp_send_skb in linux/net/ipv4/udp.c). Any other may be the ICMP answer
+/// to an earlier datagram (ip(7), "Error handling").
+fn is_of_this_datagram(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)
+    )
 }
 
 /// One received message: a datagram, or with `UDP_GRO` a train of them from one source.

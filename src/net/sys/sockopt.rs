@@ -11,6 +11,13 @@ pub fn receive_merged(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
+/// Whether the kernel knows `UDP_SEGMENT` (Linux 4.18). One that does not ignores the control message
+/// and would send a whole train as one datagram.
+pub fn knows_segmentation(socket: &impl AsFd) -> bool {
+    // 0 leaves the socket as it is.
+    set_int(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+}
+
 /// Lets received messages carry the socket's count of dropped datagrams (`SO_RXQ_OVFL`).
 pub fn report_drops(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)

@@ -325,7 +325,9 @@ impl Client {
         endpoint: SocketAddr,
         activity: &Arc<Activity>,
     ) -> io::Result<u64> {
+        // Never twice the same, not even after a failure: ends are told by it.
         let serial = self.uplinks_started;
+        self.uplinks_started += 1;
         let events = EventLoop::new()?;
         let wake = Wake::new(events.waker(LINK_WAKE)?);
         let (word_sender, words) = queue::bounded(1, &wake);
@@ -342,12 +344,12 @@ impl Client {
             events,
             wake,
         };
-        let gone = Tells { message: Some(ToMain::Gone { serial }), to_main: self.to_main.clone() };
+        let to_main = self.to_main.clone();
         let thread = thread::spawn("pool:up", serial, STACK, move || {
-            let _gone = gone;
+            // Made here: a thread that did not start tells nothing.
+            let _gone = Tells { message: Some(ToMain::Gone { serial }), to_main };
             uplink.run();
         })?;
-        self.uplinks_started += 1;
         self.uplinks.insert(serial, UplinkHandle { words: word_sender, thread });
         Ok(serial)
     }

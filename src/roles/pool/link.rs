@@ -4,7 +4,7 @@
 use super::batch::{BATCH_LEN, Batch, Waiting, recycle};
 use super::counters::{DropReason, LinkEnd};
 use super::{Activity, Shared};
-use crate::net::stream::Stream;
+use crate::net::stream::{Filled, Rest, Stream};
 use crate::net::sys::mmsg::SendQueue;
 use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
@@ -13,7 +13,7 @@ use crate::runtime::queue::Receiver;
 use crate::wire::length_prefix::Frames;
 use crate::wire::pool::{BYTE_ORDER, DATAGRAM_LEN_MAX};
 use mio::Token;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 
@@ -210,22 +210,12 @@ impl Link {
         let Workbench { input, send } = bench;
         let kept = self.unfinished.len();
         input[..kept].copy_from_slice(&self.unfinished);
-        let room = input.len() - kept;
-        let again = Readiness { writable: false, ..readiness };
-        let read = match self.stream.read(&mut input[kept..]) {
-            Ok(0) => return Err(LinkEnd::Closed),
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                events.again(STREAM, again);
-                return Ok(());
-            }
-            Err(error) => return Err(LinkEnd::Failed(error)),
-        };
-        if readiness.read_closed || !self.stream.is_drained_by(read, room) {
-            events.again(STREAM, again);
+        let Filled { len: read, rest } =
+            self.stream.fill(&mut input[kept..], readiness.read_closed);
+        // Connections that come up and go down again carry nothing.
+        if read > 0 {
+            self.activity.touch(clock::now());
         }
-        self.activity.touch(clock::now());
         let mut frames = Frames::new(&input[..kept + read], BYTE_ORDER, DATAGRAM_LEN_MAX);
         let mut batch = self.sink.socket.batch(send);
         // No length is over the maximum: 16 bits cannot say one.
@@ -244,6 +234,14 @@ impl Link {
             self.unfinished.clear();
             self.unfinished.extend_from_slice(unfinished);
         }
-        Ok(())
+        match rest {
+            Rest::Nothing => Ok(()),
+            Rest::More => {
+                events.again(STREAM, Readiness { writable: false, ..readiness });
+                Ok(())
+            }
+            Rest::Closed => Err(LinkEnd::Closed),
+            Rest::Failed(error) => Err(LinkEnd::Failed(error)),
+        }
     }
 }

@@ -6,7 +6,7 @@ use super::counters::SetUpFailure;
 use super::link::Sink;
 use super::lookup::{self, Lookup};
 use super::session::{Order, Session, SessionEnd, UDP, WAKE as SESSION_WAKE};
-use super::{Activity, ServerConfig, ServerTls, Shared};
+use super::{Activity, Framing, ServerConfig, ServerTls, Shared};
 use crate::error::Error;
 use crate::net::tcp::{Keepalive, StreamOptions};
 use crate::net::tls::{Acceptor, Identity, TlsError};
@@ -30,6 +30,9 @@ use std::time::{Duration, Instant};
 
 /// OpenSSL's handshake needs more than our own code.
 const STACK: usize = 256 * 1024;
+
+/// How long a new session waits for its first connection, which is only a message away.
+const FIRST_JOIN_MAX: Duration = Duration::from_secs(10);
 
 /// Messages from the threads that may wait; more make the sender wait.
 const MESSAGES_MAX: usize = 1024;
@@ -204,7 +207,9 @@ impl Server {
             }
             return Ok(Room::More);
         }
+        // Never twice the same, not even after a failure: ends are told by it.
         let id = self.connections_started;
+        self.connections_started += 1;
         let frame = ConnectionFrame {
             shared: &self.shared,
             to_main: &self.to_main,
@@ -214,15 +219,12 @@ impl Server {
             handshake_timeout: self.config.handshake_timeout,
         };
         let (connection, orders) = Connection::new(&frame, id, address, stream)?;
-        let gone = Tells {
-            message: Some(ToMain::ConnectionGone { connection: id }),
-            to_main: self.to_main.clone(),
-        };
+        let to_main = self.to_main.clone();
         let thread = thread::spawn("pool:c", id, STACK, move || {
-            let _gone = gone;
+            // Made here: a thread that did not start tells nothing.
+            let _gone = Tells { message: Some(ToMain::ConnectionGone { connection: id }), to_main };
             connection.run();
         })?;
-        self.connections_started += 1;
         self.connections.insert(id, ConnectionHandle { orders, thread, session: None, address });
         let room = self.connections.len() + self.sessions.len() < self.connections_room;
         Ok(if room { Room::More } else { Room::Full })
@@ -270,16 +272,16 @@ impl Server {
             sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None },
             activity: Arc::clone(&owner.activity),
         };
-        if handle.orders.send(begin).is_err() {
-            // It has ended meanwhile; its message says so.
+        if owner.orders.send(Order::Add(link)).is_err() {
+            // The session ends at this moment; the client comes again.
+            handle.orders.close();
             return;
         }
         handle.session = Some(owner.serial);
         owner.connections += 1;
-        if owner.orders.send(Order::Add(link)).is_err() {
-            // The session ends at this moment; the client comes again.
-            handle.orders.close();
-        }
+        // Only now: the target's answer to the first datagram must find the connection. One that
+        // has ended meanwhile says so itself.
+        let _ = handle.orders.send(begin);
     }
 
     fn refuse(&mut self, connection: u64, cause: &str) {
@@ -306,6 +308,7 @@ impl Server {
         }
         let now = clock::now();
         let serial = self.sessions_started;
+        self.sessions_started += 1;
         let orders_max = 2 * self.config.connections_per_session_max + 2;
         let activity = Arc::new(Activity::new(now));
         let opened = self.connect_target().and_then(|mut socket| {
@@ -322,22 +325,23 @@ impl Server {
                 activity: Arc::clone(&activity),
                 links: Links::new(self.config.shared.queue_datagrams_max),
                 silence_max: self.config.session_timeout,
-                grace: self.config.session_grace,
-                deserted: Some(now),
+                grace: match self.config.shared.framing {
+                    Framing::Pool => self.config.session_grace,
+                    // Nobody can come back to it.
+                    Framing::Mullvad => Duration::ZERO,
+                },
+                // Its first connection is on its way, whatever the grace.
+                deserted_until: Some(now + self.config.session_grace.max(FIRST_JOIN_MAX)),
             };
-            let gone = Tells {
-                message: Some(ToMain::SessionGone { serial }),
-                to_main: self.to_main.clone(),
-            };
+            let to_main = self.to_main.clone();
             let thread = thread::spawn("pool:s", serial, STACK, move || {
-                let _gone = gone;
+                let _gone = Tells { message: Some(ToMain::SessionGone { serial }), to_main };
                 session.run()
             })?;
             Ok((orders_sender, thread, socket))
         });
         let (orders, thread, socket) =
             opened.map_err(|error| format!("cannot open a session: {error}"))?;
-        self.sessions_started += 1;
         let handle = SessionHandle { serial, id, orders, thread, socket, activity, connections: 0 };
         self.sessions.insert(id, handle);
         self.shared.counters.sessions.add(1);

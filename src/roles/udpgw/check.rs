@@ -188,8 +188,16 @@ fn examine(
         report.ok(&format!("TLS handshake, the certificate is valid for {}", plan.tls_name))?;
     }
     let reply = match send(plan, &mut probe) {
-        Ok(()) => probe.receive(clock::now() + plan.timeout),
-        Err(error) => Err(NoReply::Failed(error)),
+        // A server that has closed already may have said why before.
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+        {
+            Err(NoReply::Failed(error))
+        }
+        Ok(()) | Err(_) => probe.receive(clock::now() + plan.timeout),
     };
     match reply {
         Ok(reply) => verify(plan, &reply, &mut report),
@@ -197,12 +205,22 @@ fn examine(
             "the server closed the connection",
             &[
                 "It may be full (--max-clients, --max-clients-per-address), expect TLS (try --tls),",
-                "expect a PROXY header (--proxy-protocol), or speak something else than udpgw.",
+                "expect a PROXY header (--proxy-protocol), want another client certificate",
+                "(--tls-client-ca), or speak something else than udpgw.",
                 "Its log at --log-level warning says which.",
             ],
         )),
         Err(NoReply::Failed(error)) => {
-            Err(report.failed(&format!("the connection failed: {error}"), &[]))
+            // In TLS 1.3 a server judges the certificate after the client's handshake is over.
+            let advice: &[&str] = if plan.tls {
+                &[
+                    "The server may want another client certificate: --tls-cert and --tls-key.",
+                    "Its log at --log-level warning says what it refused.",
+                ]
+            } else {
+                &[]
+            };
+            Err(report.failed(&format!("the connection failed: {error}"), advice))
         }
         Err(NoReply::OtherProtocol(bytes)) => Err(report.failed(
             &format!("what answers does not speak udpgw: {}", recognise(&bytes)),

@@ -1,7 +1,7 @@
 //! The thread of one TCP client: owns its stream, its UDP sockets and its flows.
 
 use super::counters::{Counters, EndReason, FlowEnd, Tally, Totals};
-use super::sockets::{PortPools, Sockets};
+use super::sockets::{Budget, PortPools, Sockets};
 use super::workbench::{Workbench, Workbenches};
 use super::{Config, inbound, outbound};
 use crate::net::resolver::Resolver;
@@ -41,6 +41,7 @@ pub(super) struct Shared {
     pub resolver: Resolver,
     pub workbenches: Workbenches,
     pub pools: PortPools,
+    pub spare_sockets: Budget,
     pub admission: Mutex<Admission>,
     pub log_gate: Mutex<LogGate>,
 }
@@ -180,9 +181,10 @@ impl Client {
         if let Some(bench) = bench {
             self.shared.workbenches.give_back(bench);
         }
+        let verdict = verdict.and_then(|()| self.expire(now));
+        // After all that counts: the next wake may be long in coming.
         self.tally.report(&self.shared.counters, &mut self.totals);
-        verdict?;
-        self.expire(now)
+        verdict
     }
 
     fn handle_events(&mut self, now: Instant, bench: &mut Option<Box<Workbench>>) -> Verdict {
@@ -225,6 +227,14 @@ impl Client {
             if self.shared.config.proxy_protocol {
                 match self.read_proxy_header() {
                     Ok(true) => {}
+                    // The rest will never come, and no further event will tell so.
+                    Ok(false) if readiness.read_closed => {
+                        log::warn!(
+                            "client {}: no PROXY header: closed in the middle of it",
+                            self.address
+                        );
+                        return Err(EndReason::ProxyHeader);
+                    }
                     Ok(false) => return Ok(()),
                     Err(cause) => {
                         log::warn!("client {}: no PROXY header: {cause}", self.address);
@@ -313,7 +323,8 @@ impl Client {
     pub(super) fn close_flow(&mut self, id: FlowId, end: FlowEnd) {
         let flow = self.flows.remove(id);
         self.tally.flow_closed(end);
-        self.sockets.release(&mut self.events, flow.socket, &self.shared.pools);
+        let (pools, budget) = (&self.shared.pools, &self.shared.spare_sockets);
+        self.sockets.release(&mut self.events, flow.socket, pools, budget);
     }
 
     /// Logs what went wrong with a datagram, unless too much has been logged lately. `describe`

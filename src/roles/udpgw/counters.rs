@@ -174,12 +174,13 @@ pub(super) enum FlowEnd {
     Idle,
     Evicted,
     Rebound,
+    Answered,
     ClientGone,
 }
 
 impl FlowEnd {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 4] = ["idle", "evicted", "rebound", "client-gone"];
+    const LABELS: [&'static str; 5] = ["idle", "evicted", "rebound", "answered", "client-gone"];
 }
 
 /// Counters of the whole gateway.
@@ -201,6 +202,7 @@ pub(super) struct Counters {
     icmp_errors: Arc<Counter>,
     segmentation_refused: Arc<Counter>,
     port_pool_exhausted: Arc<Counter>,
+    own_sockets_short: Arc<Counter>,
     dropped: [Arc<Counter>; DropReason::ALL.len()],
 }
 
@@ -280,6 +282,10 @@ impl Counters {
                 "udpferry_udpgw_port_pool_exhausted_total",
                 "Flows that found no free port in --local-udp-addrs and got a random one.",
             ),
+            own_sockets_short: registry.counter(
+                "udpferry_udpgw_own_sockets_short_total",
+                "Flows that share a socket because there were no descriptors to spare.",
+            ),
             dropped: DropReason::ALL.map(|reason| {
                 registry.labelled_counter(
                     "udpferry_udpgw_datagrams_dropped_total",
@@ -338,6 +344,7 @@ pub(super) struct Tally {
     pub icmp_errors: u64,
     pub segmentation_refused: u64,
     pub port_pool_exhausted: u64,
+    pub own_sockets_short: u64,
     flows_opened: u64,
     flows_closed: [u64; FlowEnd::LABELS.len()],
     dropped: [u64; DropReason::ALL.len()],
@@ -380,6 +387,7 @@ impl Tally {
             (&mut self.icmp_errors, &counters.icmp_errors),
             (&mut self.segmentation_refused, &counters.segmentation_refused),
             (&mut self.port_pool_exhausted, &counters.port_pool_exhausted),
+            (&mut self.own_sockets_short, &counters.own_sockets_short),
         ]
         .into_iter()
         .chain(self.flows_closed.iter_mut().zip(&counters.flows_closed))

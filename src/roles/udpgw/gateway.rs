@@ -2,14 +2,14 @@
 
 use super::client::{Client, GATEWAY_LOG_LINES, STOP, Shared, Stop};
 use super::counters::{Counters, EndReason};
-use super::sockets::{LocalPorts, PortPools};
+use super::sockets::{Budget, LocalPorts, PortPools};
 use super::workbench::Workbenches;
 use super::{Config, LocalAddresses, TlsFiles};
 use crate::error::Error;
 use crate::net::resolver::Resolver;
 use crate::net::tls::{Acceptor, Identity, TlsError};
 use crate::roles::frame::{Frame, Happening, WAKE};
-use crate::roles::listening::{Listening, Room, room_for};
+use crate::roles::listening::{DESCRIPTORS_RESERVED, Listening, Room};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
@@ -29,7 +29,8 @@ use std::time::Instant;
 const PLAIN_STACK: usize = 128 * 1024;
 const TLS_STACK: usize = 256 * 1024;
 
-/// Descriptors of a client without own-socket flows: stream, poll, waker, shared UDP socket.
+/// Descriptors that every client is sure of: stream, poll, waker, its first UDP socket. A quarter of
+/// all is kept for the other UDP sockets, whatever the number of clients.
 const DESCRIPTORS_PER_CLIENT: u64 = 4;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -70,7 +71,11 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<(), Error> {
     )?;
     // Each client sends one message in its life, so this never fills.
     let (gone_sender, gone) = queue::bounded(config.clients_max, &frame.wake()?);
-    let descriptor_clients_max = room_for(startup.open_files_max, DESCRIPTORS_PER_CLIENT);
+    let descriptors = startup.open_files_max.saturating_sub(DESCRIPTORS_RESERVED);
+    let descriptor_clients_max = count(descriptors / 4 * 3 / DESCRIPTORS_PER_CLIENT).max(1);
+    let clients_max = descriptor_clients_max.min(config.clients_max);
+    let own_sockets_max = count(descriptors)
+        .saturating_sub(clients_max.saturating_mul(count(DESCRIPTORS_PER_CLIENT)));
     if descriptor_clients_max < config.clients_max {
         log::warn!(
             "the limit of {} open files has room for {descriptor_clients_max} clients, not for \
@@ -84,6 +89,7 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<(), Error> {
         resolver: Resolver::new(config.dns, Path::new(RESOLV_CONF)),
         workbenches: Workbenches::new(),
         pools: port_pools(&config),
+        spare_sockets: Budget::new(own_sockets_max),
         admission: Mutex::new(Admission::new(config.clients_per_address_max)),
         log_gate: Mutex::new(LogGate::new(GATEWAY_LOG_LINES.0, GATEWAY_LOG_LINES.1)),
         config,
@@ -109,8 +115,9 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<(), Error> {
             }
             Happening::Reload => gateway.reload(),
             Happening::Ready(WAKE, _) => {
-                gateway.bury(&gone);
-                listening.room_again(&mut frame.events);
+                if gateway.bury(&gone) {
+                    listening.room_again(&mut frame.events);
+                }
             }
             Happening::Ready(token, readiness) => {
                 let now = clock::now();
@@ -122,6 +129,10 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<(), Error> {
             Happening::RoundOver(now) => listening.resume(now, &mut frame.events),
         }
     }
+}
+
+fn count(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 fn load_acceptor(files: &TlsFiles) -> Result<Arc<Acceptor>, TlsError> {
@@ -155,8 +166,9 @@ impl Gateway {
         }
     }
 
-    /// Joins the clients that have ended.
-    fn bury(&mut self, gone: &Receiver<Gone>) {
+    /// Joins the clients that have ended; true if there were any.
+    fn bury(&mut self, gone: &Receiver<Gone>) -> bool {
+        let before = self.clients.len();
         for Gone { id } in gone.drain() {
             if let Some(client) = self.clients.remove(&id) {
                 // It has said its last word; what is left of it takes no time. A panic has been
@@ -166,10 +178,18 @@ impl Gateway {
                 self.shared.counters.clients.add(-1);
             }
         }
+        self.clients.len() < before
     }
 
+    /// Clients beyond --max-clients are refused at once; those that only the descriptors have no
+    /// room for wait.
     fn room(&self) -> Room {
-        if self.clients.len() < self.descriptor_clients_max { Room::More } else { Room::Full }
+        let clients = self.clients.len();
+        if clients >= self.shared.config.clients_max || clients < self.descriptor_clients_max {
+            Room::More
+        } else {
+            Room::Full
+        }
     }
 
     fn admit(&mut self, stream: TcpStream, address: SocketAddr, now: Instant) -> io::Result<Room> {
@@ -185,19 +205,21 @@ impl Gateway {
             }
             return Ok(self.room());
         }
+        // Never twice the same, not even after a failure: ends are told by it.
         let id = self.clients_started;
+        self.clients_started += 1;
         let events = EventLoop::new()?;
         let (stop, stopped) = queue::bounded(1, &Wake::new(events.waker(STOP)?));
         let shared = Arc::clone(&self.shared);
         let acceptor = self.acceptor.as_deref();
         let client = Client::new(shared, id, address, stream, events, stopped, acceptor)?;
-        let gone = GoneOnDrop { id, sender: self.gone_sender.clone() };
+        let sender = self.gone_sender.clone();
         let stack = if self.acceptor.is_some() { TLS_STACK } else { PLAIN_STACK };
         let thread = thread::spawn("udpgw:c", id, stack, move || {
-            let _gone = gone;
+            // Made here: a thread that did not start tells nothing.
+            let _gone = GoneOnDrop { id, sender };
             client.run()
         })?;
-        self.clients_started += 1;
         self.clients.insert(id, ClientHandle { stop, thread });
         self.shared.counters.clients.add(1);
         Ok(self.room())

@@ -4,14 +4,14 @@
 use super::Mapping;
 use super::client::{Client, STREAM, Verdict};
 use super::counters::{DropReason, EndReason, FlowEnd};
-use super::sockets::SocketId;
+use super::sockets::{NoSocket, SocketId};
 use super::workbench::{Outgoing, Workbench};
+use crate::net::stream::{Filled, Rest};
 use crate::runtime::event_loop::Readiness;
 use crate::state::access::canonical;
 use crate::state::flow_table::{Flow, FlowId};
 use crate::wire::length_prefix::Frames;
 use crate::wire::udpgw::{BYTE_ORDER, Datagram, Malformed, Message, body_len_max, parse};
-use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -28,20 +28,8 @@ pub(super) fn read_stream(
 ) -> Verdict {
     let kept = client.unfinished.len();
     bench.input[..kept].copy_from_slice(&client.unfinished);
-    let room = bench.input.len() - kept;
-    let read = match client.stream.read(&mut bench.input[kept..]) {
-        Ok(0) => return Err(EndReason::Closed),
-        Ok(read) => read,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-            client.events.again(STREAM, readiness);
-            return Ok(());
-        }
-        Err(error) => return Err(client.stream_failed(&error)),
-    };
-    if readiness.read_closed || !client.stream.is_drained_by(read, room) {
-        client.events.again(STREAM, Readiness { writable: false, ..readiness });
-    }
+    let Filled { len: read, rest } =
+        client.stream.fill(&mut bench.input[kept..], readiness.read_closed);
 
     // The input is lent to the frames while the rest of the workbench is written to.
     let input = std::mem::take(&mut bench.input);
@@ -71,7 +59,16 @@ pub(super) fn read_stream(
     }
     send_all(client, bench, &input, now);
     bench.input = input;
-    verdict
+    verdict?;
+    match rest {
+        Rest::Nothing => Ok(()),
+        Rest::More => {
+            client.events.again(STREAM, Readiness { writable: false, ..readiness });
+            Ok(())
+        }
+        Rest::Closed => Err(EndReason::Closed),
+        Rest::Failed(error) => Err(client.stream_failed(&error)),
+    }
 }
 
 fn take_frame(client: &mut Client, bench: &mut Workbench, input: &[u8], body: &[u8], now: Instant) {
@@ -99,9 +96,12 @@ fn take_frame(client: &mut Client, bench: &mut Workbench, input: &[u8], body: &[
     match flow_of(client, bench, input, &datagram, now) {
         Ok(flow) => {
             client.flows.touch(flow, now);
+            client.flows.count_query(flow);
             let flow = *client.flows.get(flow);
             queue(client, bench, input, &datagram, &flow);
         }
+        // Said already, with the cause.
+        Err(DropReason::NoSocket) => client.tally.drop(DropReason::NoSocket, 1),
         Err(reason) => refuse(client, &datagram, reason, now),
     }
 }
@@ -146,9 +146,18 @@ fn flow_of(
         send_all(client, bench, input, now);
         client.close_flow(surplus, FlowEnd::Evicted);
     }
-    let own = datagram.dns || remote.port() == DNS_PORT;
-    let socket = open_socket(client, remote, own).map_err(|error| {
-        client.complain(now, || format!("cannot open a socket towards {remote}: {error}"));
+    let is_dns = datagram.dns || remote.port() == DNS_PORT;
+    let socket = match open_socket(client, remote, is_dns) {
+        // Rather one of this client's own flows than nobody's.
+        Err(NoSocket::Budget) => {
+            send_all(client, bench, input, now);
+            make_room(client);
+            open_socket(client, remote, is_dns)
+        }
+        other => other,
+    };
+    let socket = socket.map_err(|cause| {
+        client.complain(now, || format!("no socket towards {remote}: {cause}"));
         DropReason::NoSocket
     })?;
     client.tally.flow_opened();
@@ -158,23 +167,46 @@ fn flow_of(
         remote,
         socket,
         last_used: now,
+        queries: (is_dns && client.sockets.is_own(socket)).then_some(0),
     }))
 }
 
-fn open_socket(client: &mut Client, remote: SocketAddr, own: bool) -> io::Result<SocketId> {
+/// Closes the client's least recently used flow that has a socket to itself, so that another can
+/// have one.
+fn make_room(client: &mut Client) {
+    let sockets = &client.sockets;
+    if let Some(flow) = client.flows.oldest_that(|flow| sockets.is_own(flow.socket)) {
+        client.close_flow(flow, FlowEnd::Evicted);
+    }
+}
+
+/// A socket for a new flow. A flow that should have one of its own shares one when there are none
+/// to spare.
+fn open_socket(
+    client: &mut Client,
+    remote: SocketAddr,
+    is_dns: bool,
+) -> Result<SocketId, NoSocket> {
     let shared = &client.shared;
+    let budget = &shared.spare_sockets;
     let (sockets, events, flows) = (&mut client.sockets, &mut client.events, &client.flows);
     if let Some(ports) = shared.pools.serving(remote) {
-        if let Some(socket) = sockets.pooled(events, remote, ports)? {
-            return Ok(socket);
+        match sockets.pooled(events, remote, ports, budget) {
+            Ok(Some(socket)) => return Ok(socket),
+            Ok(None) => client.tally.port_pool_exhausted += 1,
+            Err(cause) => return Err(cause),
         }
-        client.tally.port_pool_exhausted += 1;
-        return sockets.own(events, remote);
     }
-    if own || shared.config.mapping == Mapping::PerFlow {
-        return sockets.own(events, remote);
+    let wants_own = is_dns
+        || shared.config.mapping == Mapping::PerFlow
+        || shared.pools.serving(remote).is_some();
+    if wants_own {
+        match sockets.own(events, remote, budget) {
+            Ok(socket) => return Ok(socket),
+            Err(_) => client.tally.own_sockets_short += 1,
+        }
     }
-    sockets.shared(events, remote, |socket| flows.by_remote(socket, remote).is_none())
+    sockets.shared(events, remote, budget, |socket| flows.by_remote(socket, remote).is_none())
 }
 
 /// Puts the datagram at the end of its socket's chain.

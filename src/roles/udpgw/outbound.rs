@@ -1,11 +1,12 @@
 //! From the remotes to the client's stream: one `recvmmsg` per ready socket, one write.
 
 use super::client::{Client, Verdict};
-use super::counters::{DropReason, EndReason};
+use super::counters::{DropReason, EndReason, FlowEnd};
 use super::sockets::SocketId;
 use super::workbench::{OUTPUT_LEN, Workbench};
 use crate::net::sys::mmsg::RECEIVE_BATCH;
 use crate::runtime::event_loop::Readiness;
+use crate::wire::dns::parse_answer;
 use crate::wire::udpgw::{Datagram, payload_len_max, write_frame};
 use mio::Token;
 use std::io::{self, Write};
@@ -14,6 +15,10 @@ use std::time::Instant;
 /// What a client that does not read may leave with us. Its UDP sockets are not read then, so that
 /// only the rest of one batch gets here; past this its datagrams are dropped.
 const UNSENT_MAX: usize = OUTPUT_LEN;
+
+/// After so many errors without a datagram in between, the socket waits for its next event: an
+/// error that does not go away by being told must not keep a processor busy.
+const ERRORS_IN_A_ROW_MAX: u8 = 16;
 
 /// Receives one batch and turns it into frames.
 pub(super) fn read_socket(
@@ -28,6 +33,7 @@ pub(super) fn read_socket(
     };
     match entry.socket.receive(&mut bench.receive) {
         Ok(received) => {
+            entry.errors = 0;
             if received == RECEIVE_BATCH {
                 client.events.again(token, Readiness::READABLE);
             }
@@ -37,7 +43,10 @@ pub(super) fn read_socket(
         // back, so the flow stays, and datagrams may wait behind the error.
         Err(_) => {
             client.tally.icmp_errors += 1;
-            client.events.again(token, Readiness::READABLE);
+            entry.errors = entry.errors.saturating_add(1);
+            if entry.errors < ERRORS_IN_A_ROW_MAX {
+                client.events.again(token, Readiness::READABLE);
+            }
             return Ok(());
         }
     }
@@ -47,6 +56,7 @@ pub(super) fn read_socket(
     }
 
     let Workbench { receive, output, .. } = bench;
+    let mut answered = None;
     for message in receive.messages() {
         let flow = message.source.and_then(|source| client.flows.by_remote(socket, source));
         let Some(flow) = flow else {
@@ -79,10 +89,17 @@ pub(super) fn read_socket(
             write_frame(out, &frame);
             client.tally.datagrams_to_client += 1;
             client.tally.bytes_to_client += payload.len() as u64;
+            if parse_answer(payload).is_some() && client.flows.count_answer(flow) {
+                answered = Some(flow);
+            }
         }
         if output.len() >= OUTPUT_LEN {
             write_output(client, output)?;
         }
+    }
+    // A DNS flow has its socket to itself: there is one at the most, and it has been answered.
+    if let Some(flow) = answered {
+        client.close_flow(flow, FlowEnd::Answered);
     }
     Ok(())
 }

@@ -211,3 +211,43 @@ fn the_kernels_drops_are_told() {
     queue.receive(&receiver).unwrap();
     assert_eq!(queue.kernel_drops(), Some(u32::try_from(100 - kept).unwrap()));
 }
+
+/// What a firewall answers (ICMP host prohibited: EHOSTUNREACH) as the kernel keeps it for a
+/// connected socket: here made by sending to a port that was closed, which is all that loopback has.
+#[test]
+fn an_icmp_error_stops_neither_a_train_nor_segmentation() {
+    let sender = socket("127.0.0.1:0");
+    let gone = socket("127.0.0.1:0");
+    let address = gone.local_addr().unwrap();
+    sender.connect(address).unwrap();
+    drop(gone);
+    sender.send(b"to nobody").unwrap();
+    let back = socket(&address.to_string());
+    let payloads: Vec<Vec<u8>> = (0..10u8).map(|n| vec![n; 100]).collect();
+    let mut queue = SendQueue::default();
+    let mut batch = queue.batch(&sender, true);
+    for payload in &payloads {
+        batch.push(None, payload);
+    }
+    let report = batch.finish();
+    assert_eq!((report.sent, report.failed, report.icmp_errors), (10, 0, 1));
+    assert!(!report.segmentation_refused);
+    for payload in &payloads {
+        assert_eq!(&next(&back), payload);
+    }
+}
+
+#[test]
+fn a_refused_destination_fails_its_whole_train_and_no_other() {
+    let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+    let mut queue = SendQueue::default();
+    let mut batch = queue.batch(&sender, true);
+    for _ in 0..5 {
+        batch.push(Some("255.255.255.255:9".parse().unwrap()), b"broadcast is not allowed");
+    }
+    batch.push(Some(receiver.local_addr().unwrap()), b"good");
+    let report = batch.finish();
+    assert_eq!((report.sent, report.failed), (1, 5));
+    assert!(!report.segmentation_refused);
+    assert_eq!(next(&receiver), b"good");
+}

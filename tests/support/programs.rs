@@ -1,0 +1,118 @@
+//! Other programs that tests run: peers, tools, and the binary under names of its own.
+
+use super::{PATIENCE, Scratch, await_some};
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Instant;
+
+/// Where a program is; a missing one fails the test, which could prove nothing without it.
+pub fn program(name: &str) -> PathBuf {
+    let path = std::env::var("PATH").unwrap_or_default();
+    // Debian keeps daemons where users' PATH does not look.
+    let places = path.split(':').chain(["/usr/local/sbin", "/usr/sbin", "/sbin"]);
+    places
+        .map(|place| Path::new(place).join(name))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| panic!("this test needs {name}, which is missing: scripts/setup --test"))
+}
+
+/// A process that ends with the test at the latest; what it says goes to files.
+pub struct Process {
+    child: Option<Child>,
+    scratch: Scratch,
+}
+
+impl Process {
+    pub fn start(mut command: Command) -> Process {
+        let scratch = Scratch::new();
+        let file = |name: &str| std::fs::File::create(scratch.path(name)).unwrap();
+        command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Process { child: Some(child), scratch }
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// How it ended by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().unwrap();
+        await_some(|| child.try_wait().unwrap()).expect("the process does not end")
+    }
+
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(self.scratch.path("stdout")).unwrap()
+    }
+
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.scratch.path("stderr")).unwrap()
+    }
+
+    /// Waits until a line on standard error contains `text`, and returns that line.
+    pub fn await_stderr(&self, text: &str) -> String {
+        let find = || self.stderr().lines().find(|line| line.contains(text)).map(str::to_owned);
+        await_some(find).unwrap_or_else(|| panic!("no line has {text:?}:\n{}", self.stderr()))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- output of a process ---\n{}{}", self.stdout(), self.stderr());
+        }
+    }
+}
+
+/// Waits until something listens there, and returns that first connection.
+pub fn await_listener(address: SocketAddr) -> TcpStream {
+    let stream = await_some(|| TcpStream::connect(address).ok());
+    let stream = stream.unwrap_or_else(|| panic!("nothing listens on {address}"));
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Exactly so many bytes from a pipe, which has no timeouts of its own.
+pub fn read_pipe<P: Read + AsFd>(pipe: &mut P, len: usize) -> Vec<u8> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut bytes = vec![0; len];
+    let mut have = 0;
+    while have < len {
+        assert!(Instant::now() < deadline, "only {have} of {len} bytes came");
+        let mut fds = [nix::poll::PollFd::new(pipe.as_fd(), nix::poll::PollFlags::POLLIN)];
+        if nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(1000u16)).unwrap() > 0 {
+            match pipe.read(&mut bytes[have..]).unwrap() {
+                0 => panic!("end of file after {have} of {len} bytes"),
+                more => have += more,
+            }
+        }
+    }
+    bytes
+}
+
+/// The one line that a failed command says, and nothing on standard output.
+pub fn only_line(output: &Output) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    let mut lines = said.lines();
+    let line = lines.next().unwrap_or_else(|| panic!("nothing said: {output:?}")).to_owned();
+    assert_eq!(lines.next(), None, "more than one line: {said}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    line
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}

@@ -50,7 +50,8 @@ fn every_role_has_tests_units_pages_and_a_row() {
     assert_eq!(lacks("no-such-role", "", "| `another` | x |").len(), 7);
     // The other side's row and unit are not its own.
     let other_side = lacks("pool other", ".SH", "| `pool server` | x |");
-    let expected = "role pool other lacks a systemd unit: packaging/systemd/udpferry-pool-other.service";
+    let expected =
+        "role pool other lacks a systemd unit: packaging/systemd/udpferry-pool-other.service";
     assert!(other_side.contains(&expected.to_owned()), "{other_side:?}");
     assert_eq!(other_side.len(), 4);
 }

@@ -212,7 +212,10 @@ impl Link {
         input[..kept].copy_from_slice(&self.unfinished);
         let Filled { len: read, rest } =
             self.stream.fill(&mut input[kept..], readiness.read_closed);
-        self.activity.touch(clock::now());
+        // Connections that come up and go down again carry nothing.
+        if read > 0 {
+            self.activity.touch(clock::now());
+        }
         let mut frames = Frames::new(&input[..kept + read], BYTE_ORDER, DATAGRAM_LEN_MAX);
         let mut batch = self.sink.socket.batch(send);
         // No length is over the maximum: 16 bits cannot say one.

@@ -125,7 +125,11 @@ fn counts(tokens: &[String], field: &str) -> bool {
         }
         let word = |offset: usize| tokens.get(after + offset).map_or("", String::as_str);
         // Handed to whoever counts with it.
-        let handed_on = at >= 5 && tokens[at - 5..at - 2] == ["clone", "(", "&"];
+        let mut path = at - 2;
+        while path >= 2 && tokens[path - 1] == "." {
+            path -= 2;
+        }
+        let handed_on = path >= 3 && tokens[path - 3..path] == ["clone", "(", "&"];
         handed_on
             || word(0) == "+="
             || (word(0) == "." && matches!(word(1), "add" | "increment" | "set") && word(2) == "(")
@@ -213,7 +217,7 @@ fn what_nothing_counts_is_found() {
             "nothing gives the reason DropReason::Asked",
         ]
     );
-    let rest = "fn g() { shared.counters.clients.add(1); lend(Arc::clone(&counters.lent)); self.lost[0].increment(); tally.seen += 1;
+    let rest = "fn g() { shared.counters.clients.add(1); lend(Arc::clone(&shared.counters.lent)); self.lost[0].increment(); tally.seen += 1;
                 client.tally.idle += 2; Err(DropReason::Empty); close(flow, DropReason::Asked) }";
     assert_none(&uncounted(counters, &[other.to_owned(), rest.to_owned()]));
 }

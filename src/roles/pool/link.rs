@@ -226,7 +226,10 @@ impl Link {
         if report.segmentation_refused {
             self.sink.socket.stop_segmentation();
         }
-        self.shared.counters.to_udp(&report);
+        let counters = &self.shared.counters;
+        counters.to_udp(&report);
+        counters.drop(DropReason::SendBufferFull, report.blocked);
+        counters.drop(DropReason::SendFailed, report.failed);
         let unfinished = frames.unfinished();
         if unfinished.is_empty() && self.unfinished.capacity() > 0 {
             self.unfinished = Vec::new();

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turns what `scripts/bench udpgw` measured into a table, udpgw.json, udpgw.svg and udpgw.txt."""
+"""Turns what `scripts/bench ROLE` measured into a table, ROLE.json, ROLE.svg and ROLE.txt."""
 
 import argparse
 import datetime
@@ -9,11 +9,18 @@ import os
 import platform
 import statistics
 
-WORKLOADS = {
-    "one": "1x1 W=1 64 B, one core",
-    "bulk": "1x1 W=64 1400 B",
-    "10x10": "10x10 W=8 200 B",
-    "100x4": "100x4 W=4 200 B",
+ROLES = {
+    "udpgw": {
+        "one": "1x1 W=1 64 B, one core",
+        "bulk": "1x1 W=64 1400 B",
+        "10x10": "10x10 W=8 200 B",
+        "100x4": "100x4 W=4 200 B",
+    },
+    "pool": {
+        "one": "1 flow W=1 64 B, one core",
+        "bulk": "1 flow W=128 1200 B",
+        "8x32": "8 flows W=32 1200 B",
+    },
 }
 IDLE = "1000 idle clients"
 DIRECT = "direct"
@@ -22,6 +29,14 @@ DIRECT = "direct"
 CPU_RATIO_MAX = {"10x10": 1.6, "100x4": 2.4}
 P50_RATIO_MAX = 2.8
 IDLE_RSS_MIB_MAX = 24
+# What both ends of a tunnel have to reach: CPU time of the echo server's with 128 in flight, and p50
+# with one in flight on one core (80 us plain and 110 us TLS where direct takes 14). The Python
+# program takes 42 times the echo server's CPU time with TLS, and has 217 us.
+POOL_CPU_RATIO_MAX = {"plain": 3.5, "TLS": 5}
+POOL_P50_RATIO_MAX = {"plain": 5.7, "TLS": 7.9}
+POOL_LOST_PERCENT_MAX = 0.5
+# One order of magnitude.
+POOL_FLOOD_RATIO_MIN = 10
 # More than this, of one core, used by others before we begin spoils the figures.
 BUSY_PERCENT_MAX = 10
 COLOURS = ["#888888", "#0b6e4f", "#6bbf59", "#c8553d", "#f28f3b", "#3d5a80", "#98c1d9"]
@@ -31,10 +46,17 @@ def median_of(results, field):
     return statistics.median(result[field] for result in results)
 
 
-def summarise(runs, paths):
+def cpu_us_per_rt(result, path):
+    """Of all that serves: the echo server alone, the gateway, or both ends of a tunnel."""
+    if path == DIRECT:
+        return result["echo_cpu_us_per_rt"]
+    return result["gateway_cpu_us_per_rt"] + result["tunnel_cpu_us_per_rt"]
+
+
+def summarise(runs, paths, workloads):
     """One row per workload and path with figures, in the order of measurement."""
     rows = []
-    for workload, title in WORKLOADS.items():
+    for workload, title in workloads.items():
         direct = None
         for path in paths:
             results = [
@@ -44,7 +66,6 @@ def summarise(runs, paths):
             ]
             if not results:
                 continue
-            server = "echo" if path == DIRECT else "gateway"
             lost = sum(result["lost"] for result in results)
             row = {
                 "workload": workload,
@@ -53,7 +74,11 @@ def summarise(runs, paths):
                 "rt_per_s": median_of(results, "rt_per_s"),
                 "rt_per_s_min": min(result["rt_per_s"] for result in results),
                 "rt_per_s_max": max(result["rt_per_s"] for result in results),
-                "server_cpu_us_per_rt": median_of(results, f"{server}_cpu_us_per_rt"),
+                "server_cpu_us_per_rt": statistics.median(
+                    cpu_us_per_rt(result, path) for result in results
+                ),
+                "far_cpu_us_per_rt": median_of(results, "gateway_cpu_us_per_rt"),
+                "near_cpu_us_per_rt": median_of(results, "tunnel_cpu_us_per_rt"),
                 "echo_cpu_us_per_rt": median_of(results, "echo_cpu_us_per_rt"),
                 "p50_us": median_of(results, "p50_us"),
                 "p99_us": median_of(results, "p99_us"),
@@ -63,7 +88,9 @@ def summarise(runs, paths):
                 "echo_drops": sum(result["echo_drops"] for result in results),
                 "unexpected": sum(result["unexpected"] for result in results),
                 "corrupt": sum(result["corrupt"] for result in results),
-                "rss_kib": median_of(results, "gateway_rss_kib") if path != DIRECT else None,
+                "rss_kib": statistics.median(
+                    result["gateway_rss_kib"] + result["tunnel_rss_kib"] for result in results
+                ),
             }
             if path == DIRECT:
                 direct = row
@@ -83,8 +110,32 @@ def idle_rows(runs):
     ]
 
 
-def table(rows, idle):
-    head = ["workload", "path", "rt/s", "of direct", "server us/rt", "of echo"]
+def flood_rows(runs, paths):
+    """What a one-way flood delivered, for each path."""
+    rows = []
+    for path in paths:
+        results = [
+            run["result"]
+            for run in runs
+            if run["workload"] == "flood" and run["path"] == path and run["result"]
+        ]
+        if results:
+            rows.append(
+                {
+                    "path": path,
+                    "delivered_per_s": statistics.median(
+                        result["delivered"] / result["seconds"] for result in results
+                    ),
+                    "sent_per_s": statistics.median(
+                        result["sent"] / result["seconds"] for result in results
+                    ),
+                }
+            )
+    return rows
+
+
+def table(rows, idle, floods):
+    head = ["workload", "path", "rt/s", "of direct", "CPU us/rt", "(far + near)", "of echo"]
     head += ["p50 us", "p99 us", "p99.9 us", "lost %", "RSS MiB"]
     lines = [head]
     for row in rows:
@@ -96,6 +147,9 @@ def table(rows, idle):
                 f"{row['rt_per_s']:,.0f}",
                 f"{row['rt_ratio']:.2f}" if "rt_ratio" in row else "-",
                 f"{row['server_cpu_us_per_rt']:.2f}",
+                f"{row['far_cpu_us_per_rt']:.2f} + {row['near_cpu_us_per_rt']:.2f}"
+                if row["near_cpu_us_per_rt"]
+                else "-",
                 f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else "-",
                 f"{row['p50_us']:,.1f}",
                 f"{row['p99_us']:,.1f}",
@@ -117,6 +171,11 @@ def table(rows, idle):
         ]
         text.append("  ".join(cells).rstrip())
     text.append("")
+    for row in floods:
+        text.append(
+            f"one-way flood, {row['path']}: {row['delivered_per_s']:,.0f} datagrams/s delivered "
+            f"of {row['sent_per_s']:,.0f} sent"
+        )
     for row in idle:
         text.append(
             f"{IDLE}, {row['path']}: {row['gateway_rss_kib'] / 1024:.1f} MiB resident "
@@ -133,6 +192,49 @@ def table(rows, idle):
                 }[what]
                 text.append(f"note: {row['title']}, {row['path']}: {row[what]} {named}")
     return "\n".join(text)
+
+
+def pool_bar(rows, floods):
+    """The bar's points for our own pairs: (passed, text)."""
+    points = []
+
+    def point(passed, text):
+        points.append({"passed": bool(passed), "text": text})
+
+    for row in rows:
+        name, _, rest = row["path"].partition(" ")
+        mode, _, size = rest.partition(" ")
+        if name != "udpferry" or "cpu_ratio" not in row:
+            continue
+        what = f"{row['path']}, {row['title']}"
+        if row["workload"] == "bulk" and (size == "8" or mode == "plain"):
+            point(
+                row["cpu_ratio"] <= POOL_CPU_RATIO_MAX[mode],
+                f"{what}: both ends {row['cpu_ratio']:.2f} times the echo server's CPU time "
+                f"(at most {POOL_CPU_RATIO_MAX[mode]})",
+            )
+        if row["workload"] == "one":
+            point(
+                row["p50_ratio"] <= POOL_P50_RATIO_MAX[mode],
+                f"{what}: p50 {row['p50_us']:.1f} us, {row['p50_ratio']:.2f} times direct "
+                f"(at most {POOL_P50_RATIO_MAX[mode]})",
+            )
+        else:
+            point(
+                row["lost_percent"] <= POOL_LOST_PERCENT_MAX and row["corrupt"] == 0,
+                f"{what}: {row['lost_percent']:.4f} % lost, {row['corrupt']} corrupt "
+                f"(at most {POOL_LOST_PERCENT_MAX} %, none)",
+            )
+    delivered = {row["path"]: row["delivered_per_s"] for row in floods}
+    for mode in ("plain", "TLS"):
+        ours, theirs = delivered.get(f"udpferry {mode} 8"), delivered.get(f"python {mode} 8")
+        if ours is not None and theirs is not None:
+            point(
+                ours >= POOL_FLOOD_RATIO_MIN * theirs and ours > 0,
+                f"one-way flood, {mode}, pool 8: {ours:,.0f} datagrams/s delivered, python "
+                f"{theirs:,.0f} (at least {POOL_FLOOD_RATIO_MIN} times)",
+            )
+    return points
 
 
 def bar(rows, idle):
@@ -172,10 +274,11 @@ def bar(rows, idle):
     return points
 
 
-def svg(rows, paths, caption):
+def svg(role, rows, paths, caption):
     """Two panels of grouped bars: round trips per second, and CPU time per round trip."""
     panel_height, bar_width, group_gap, left = 200, 26, 30, 70
-    workloads = [workload for workload in WORKLOADS if any(r["workload"] == workload for r in rows)]
+    titles = ROLES[role]
+    workloads = [workload for workload in titles if any(r["workload"] == workload for r in rows)]
     # Wide enough for a workload's name.
     group_width = max(bar_width * len(paths) + group_gap, 150)
     width = left + group_width * len(workloads) + 20
@@ -188,7 +291,7 @@ def svg(rows, paths, caption):
         )
 
     y = 24
-    text(left, y, "udpgw: " + caption, "start", 12)
+    text(left, y, role + ": " + caption, "start", 12)
     for index, path in enumerate(paths):
         y += 18
         colour = COLOURS[index % len(COLOURS)]
@@ -196,7 +299,7 @@ def svg(rows, paths, caption):
         text(left + 18, y, path, "start")
     panels = [
         ("rt_per_s", "round trips per second (more is better)", "{:,.0f}"),
-        ("server_cpu_us_per_rt", "server CPU, us per round trip (less is better)", "{:.1f}"),
+        ("server_cpu_us_per_rt", "CPU time but the echo server's, us per round trip (less is better)", "{:.1f}"),
     ]
     for field, title, form in panels:
         y += 34
@@ -206,7 +309,7 @@ def svg(rows, paths, caption):
         parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{base}" y2="{base}" stroke="#333"/>')
         for group, workload in enumerate(workloads):
             x = left + group * group_width
-            text(x + bar_width * len(paths) / 2, base + 16, WORKLOADS[workload])
+            text(x + bar_width * len(paths) / 2, base + 16, titles[workload])
             for index, path in enumerate(paths):
                 for row in rows:
                     if (row["workload"], row["path"]) != (workload, path):
@@ -239,7 +342,7 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    for option in ("runs", "paths", "out", "seconds", "took", "busy-percent", "commit"):
+    for option in ("role", "runs", "paths", "out", "seconds", "took", "busy-percent", "commit"):
         parser.add_argument(f"--{option}", required=True)
     args = parser.parse_args()
     with open(args.runs, encoding="utf-8") as lines:
@@ -247,11 +350,12 @@ def main():
     with open(args.paths, encoding="utf-8") as lines:
         commands = dict(line.rstrip("\n").split("\t", 1) for line in lines)
     paths = list(commands)
-    rows = summarise(runs, paths)
+    rows = summarise(runs, paths, ROLES[args.role])
     if not rows:
         raise SystemExit("nothing was measured")
     idle = idle_rows(runs)
-    points = bar(rows, idle)
+    floods = flood_rows(runs, paths)
+    points = pool_bar(rows, floods) if args.role == "pool" else bar(rows, idle)
     machine = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -266,7 +370,7 @@ def main():
         f"{machine['date']}, {args.commit}"
     )
     note = f"medians of {repeats} interleaved runs of {args.seconds} s; took {args.took} s"
-    text = [caption, note, "", table(rows, idle), "", "the bar:"]
+    text = [caption, note, "", table(rows, idle, floods), "", "the bar:"]
     text += [f"  {'PASS' if p['passed'] else 'MISS'}  {p['text']}" for p in points]
     if machine["busy_percent_before"] > BUSY_PERCENT_MAX:
         busy = f"others used {args.busy_percent} % of a core before this began: run it again"
@@ -279,15 +383,16 @@ def main():
         "paths": commands,
         "summary": rows,
         "idle": idle,
+        "flood": floods,
         "bar": points,
         "runs": runs,
     }
-    with open(os.path.join(args.out, "udpgw.json"), "w", encoding="utf-8") as out:
+    with open(os.path.join(args.out, f"{args.role}.json"), "w", encoding="utf-8") as out:
         json.dump(report, out, indent=1)
         out.write("\n")
-    with open(os.path.join(args.out, "udpgw.svg"), "w", encoding="utf-8") as out:
-        out.write(svg(rows, paths, caption))
-    with open(os.path.join(args.out, "udpgw.txt"), "w", encoding="utf-8") as out:
+    with open(os.path.join(args.out, f"{args.role}.svg"), "w", encoding="utf-8") as out:
+        out.write(svg(args.role, rows, paths, caption))
+    with open(os.path.join(args.out, f"{args.role}.txt"), "w", encoding="utf-8") as out:
         out.write(text)
 
 

@@ -63,9 +63,8 @@ fn uncounted(counters: &str, others: &[String]) -> Vec<String> {
     }
     for name in ["DropReason", "EndReason", "FlowEnd", "SetUpFailure"] {
         for variant in items(&own, "enum", name) {
-            // A conversion from another reason makes it too, and so does a report that is taken apart.
-            let converted = mentions(&own, &["=>", name, "::", &variant])
-                || mentions(&own, &["drop", "(", name, "::", &variant]);
+            // A conversion from another reason makes it too.
+            let converted = mentions(&own, &["=>", name, "::", &variant]);
             if !(converted || other.iter().any(|file| makes(file, name, &variant))) {
                 findings.push(format!("nothing gives the reason {name}::{variant}"));
             }
@@ -129,13 +128,11 @@ fn counts(tokens: &[String], field: &str) -> bool {
         }
         let word = |offset: usize| tokens.get(after + offset).map_or("", String::as_str);
         // Handed to whoever counts with it.
-        let path = tokens[..at]
-            .iter()
-            .rposition(|token| token == "&")
-            .map_or(&tokens[..0], |start| &tokens[start.saturating_sub(2)..at]);
-        let is_path = |token: &String| token == "." || is_name(token);
-        let handed_on =
-            path.len() > 3 && path[..3] == ["clone", "(", "&"] && path[3..].iter().all(is_path);
+        let mut path = at - 2;
+        while path >= 2 && tokens[path - 1] == "." {
+            path -= 2;
+        }
+        let handed_on = path >= 3 && tokens[path - 3..path] == ["clone", "(", "&"];
         handed_on
             || word(0) == "+="
             || (word(0) == "." && matches!(word(1), "add" | "increment" | "set") && word(2) == "(")

@@ -54,6 +54,16 @@ impl Issued {
         Issued { certificate, key }
     }
 
+    /// A certificate for [`SERVER`] that has not been valid since 2001.
+    pub fn issue_expired(&self) -> Issued {
+        let key = ec_key();
+        let mut builder = unsigned(SERVER, &key, Some(self), false);
+        builder.set_not_before(&Asn1Time::from_unix(946_684_800).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::from_unix(978_307_200).unwrap()).unwrap();
+        builder.sign(&self.key, MessageDigest::sha256()).unwrap();
+        Issued { certificate: builder.build(), key }
+    }
+
     pub fn pem(&self) -> Vec<u8> {
         self.certificate.to_pem().unwrap()
     }
@@ -90,6 +100,17 @@ fn name_of(name: &str) -> X509Name {
 }
 
 fn build(name: &str, key: &PKey<Private>, issuer: Option<&Issued>, is_authority: bool) -> X509 {
+    let mut builder = unsigned(name, key, issuer, is_authority);
+    builder.sign(issuer.map_or(key, |issuer| &issuer.key), MessageDigest::sha256()).unwrap();
+    builder.build()
+}
+
+fn unsigned(
+    name: &str,
+    key: &PKey<Private>,
+    issuer: Option<&Issued>,
+    is_authority: bool,
+) -> X509Builder {
     let mut builder = X509Builder::new().unwrap();
     builder.set_version(2).unwrap();
     let mut serial = BigNum::new().unwrap();
@@ -111,6 +132,5 @@ fn build(name: &str, key: &PKey<Private>, issuer: Option<&Issued>, is_authority:
         let extension = names.build(&context).unwrap();
         builder.append_extension(extension).unwrap();
     }
-    builder.sign(issuer.map_or(key, |issuer| &issuer.key), MessageDigest::sha256()).unwrap();
-    builder.build()
+    builder
 }

@@ -188,14 +188,12 @@ impl Counters {
         self.bytes_to_stream.add(bytes as u64);
     }
 
-    /// Datagrams have gone out over UDP, or have not.
+    /// Datagrams have gone out over UDP.
     pub(super) fn to_udp(&self, report: &SendReport) {
         self.datagrams_to_udp.add(report.sent as u64);
         self.bytes_to_udp.add(report.sent_bytes as u64);
         if report.icmp_errors > 0 {
             self.icmp_errors.add(report.icmp_errors as u64);
         }
-        self.drop(DropReason::SendBufferFull, report.blocked);
-        self.drop(DropReason::SendFailed, report.failed);
     }
 }

@@ -212,7 +212,10 @@ impl Link {
         input[..kept].copy_from_slice(&self.unfinished);
         let Filled { len: read, rest } =
             self.stream.fill(&mut input[kept..], readiness.read_closed);
-        self.activity.touch(clock::now());
+        // Connections that come up and go down again carry nothing.
+        if read > 0 {
+            self.activity.touch(clock::now());
+        }
         let mut frames = Frames::new(&input[..kept + read], BYTE_ORDER, DATAGRAM_LEN_MAX);
         let mut batch = self.sink.socket.batch(send);
         // No length is over the maximum: 16 bits cannot say one.
@@ -223,7 +226,10 @@ impl Link {
         if report.segmentation_refused {
             self.sink.socket.stop_segmentation();
         }
-        self.shared.counters.to_udp(&report);
+        let counters = &self.shared.counters;
+        counters.to_udp(&report);
+        counters.drop(DropReason::SendBufferFull, report.blocked);
+        counters.drop(DropReason::SendFailed, report.failed);
         let unfinished = frames.unfinished();
         if unfinished.is_empty() && self.unfinished.capacity() > 0 {
             self.unfinished = Vec::new();

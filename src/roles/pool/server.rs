@@ -6,7 +6,7 @@ use super::counters::SetUpFailure;
 use super::link::Sink;
 use super::lookup::{self, Lookup};
 use super::session::{Order, Session, SessionEnd, UDP, WAKE as SESSION_WAKE};
-use super::{Activity, ServerConfig, ServerTls, Shared};
+use super::{Activity, Framing, ServerConfig, ServerTls, Shared};
 use crate::error::Error;
 use crate::net::tcp::{Keepalive, StreamOptions};
 use crate::net::tls::{Acceptor, Identity, TlsError};
@@ -30,6 +30,9 @@ use std::time::{Duration, Instant};
 
 /// OpenSSL's handshake needs more than our own code.
 const STACK: usize = 256 * 1024;
+
+/// How long a new session waits for its first connection, which is only a message away.
+const FIRST_JOIN_MAX: Duration = Duration::from_secs(10);
 
 /// Messages from the threads that may wait; more make the sender wait.
 const MESSAGES_MAX: usize = 1024;
@@ -269,15 +272,15 @@ impl Server {
             sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None },
             activity: Arc::clone(&owner.activity),
         };
-        handle.session = Some(owner.serial);
-        owner.connections += 1;
-        // Before the connection reads its first frame: the target's answer must find it.
         if owner.orders.send(Order::Add(link)).is_err() {
             // The session ends at this moment; the client comes again.
             handle.orders.close();
             return;
         }
-        // One that has ended meanwhile has said so, and is removed from its session then.
+        handle.session = Some(owner.serial);
+        owner.connections += 1;
+        // Only now: the target's answer to the first datagram must find the connection. One that
+        // has ended meanwhile says so itself.
         let _ = handle.orders.send(begin);
     }
 
@@ -322,8 +325,13 @@ impl Server {
                 activity: Arc::clone(&activity),
                 links: Links::new(self.config.shared.queue_datagrams_max),
                 silence_max: self.config.session_timeout,
-                grace: self.config.session_grace,
-                deserted: Some(now),
+                grace: match self.config.shared.framing {
+                    Framing::Pool => self.config.session_grace,
+                    // Nobody can come back to it.
+                    Framing::Mullvad => Duration::ZERO,
+                },
+                // Its first connection is on its way, whatever the grace.
+                deserted_until: Some(now + self.config.session_grace.max(FIRST_JOIN_MAX)),
             };
             let to_main = self.to_main.clone();
             let thread = thread::spawn("pool:s", serial, STACK, move || {

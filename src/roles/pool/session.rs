@@ -36,8 +36,8 @@ pub(super) struct Session {
     pub(super) links: Links,
     pub(super) silence_max: Option<Duration>,
     pub(super) grace: Duration,
-    /// When the last connection ended, while there is none.
-    pub(super) deserted: Option<Instant>,
+    /// While there is no connection: when that has lasted too long.
+    pub(super) deserted_until: Option<Instant>,
 }
 
 /// Why a session ended.
@@ -74,7 +74,7 @@ impl Session {
         let now = clock::now();
         let deadline = self.deadline();
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(if self.deserted.is_some() {
+            return Err(if self.deserted_until.is_some() {
                 SessionEnd::Deserted
             } else {
                 SessionEnd::Silent
@@ -87,10 +87,9 @@ impl Session {
         })?;
         let mut quiet = true;
         while let Some((token, _)) = self.events.next_ready() {
-            // In any case, and first: an answer that is here was sent by a connection whose order
-            // is here too.
+            // Before what the target says too: it may answer a connection whose order waits.
             self.obey()?;
-            if token != WAKE {
+            if token == UDP {
                 quiet = false;
                 self.receive(receive.get_or_insert_with(ReceiveQueue::default));
             }
@@ -104,8 +103,7 @@ impl Session {
 
     fn deadline(&self) -> Option<Instant> {
         let silent = self.silence_max.and_then(|timeout| self.activity.last().checked_add(timeout));
-        let deserted = self.deserted.and_then(|since| since.checked_add(self.grace));
-        [silent, deserted].into_iter().flatten().min()
+        [silent, self.deserted_until].into_iter().flatten().min()
     }
 
     fn obey(&mut self) -> Result<(), SessionEnd> {
@@ -117,12 +115,12 @@ impl Session {
             match order {
                 Order::Add(link) => {
                     self.links.add(link, now);
-                    self.deserted = None;
+                    self.deserted_until = None;
                 }
                 Order::Remove(id) => {
                     self.links.remove(id);
-                    if self.links.is_empty() && self.deserted.is_none() {
-                        self.deserted = Some(now);
+                    if self.links.is_empty() && self.deserted_until.is_none() {
+                        self.deserted_until = now.checked_add(self.grace);
                     }
                 }
             }

@@ -24,11 +24,20 @@ const LOST_AFTER_NS: u64 = 200_000_000;
 /// How often lost datagrams are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The way to the echo server.
+#[derive(Clone, Copy)]
+pub(crate) enum Path {
+    Direct,
+    /// Through a udpgw gateway.
+    Gateway(SocketAddr),
+    /// Through a tunnel whose near end takes plain UDP; each client is an endpoint of its own.
+    Tunnel(SocketAddr),
+}
+
 /// What to put on the network, and whose CPU time to read.
 pub(crate) struct Workload {
     pub(crate) echo: SocketAddr,
-    /// `None` sends straight to the echo server.
-    pub(crate) gateway: Option<SocketAddr>,
+    pub(crate) path: Path,
     pub(crate) clients: usize,
     /// Per client.
     pub(crate) flows: usize,
@@ -38,6 +47,8 @@ pub(crate) struct Workload {
     pub(crate) warm_up: Duration,
     pub(crate) duration: Duration,
     pub(crate) gateway_pids: Vec<u32>,
+    /// Those of a tunnel's near end.
+    pub(crate) tunnel_pids: Vec<u32>,
     pub(crate) echo_pids: Vec<u32>,
 }
 
@@ -65,20 +76,21 @@ pub(crate) fn run(workload: &Workload) -> Result<(), Failure> {
     let per_client = workload.flows * workload.window;
     let slots_of = |client: usize| client * per_client..(client + 1) * per_client;
     let clients = 0..workload.clients;
-    match workload.gateway {
-        None => {
-            let links: io::Result<Vec<_>> = clients
-                .map(|client| DirectClient::connect(workload.echo, slots_of(client)))
-                .collect();
-            let links =
-                links.map_err(failed(format!("cannot connect to udp {}", workload.echo)))?;
-            measure(workload, links)
-        }
-        Some(gateway) => {
+    let plain = |address| {
+        let links: io::Result<Vec<_>> = clients
+            .clone()
+            .map(|client| DirectClient::connect(address, slots_of(client)))
+            .collect();
+        links.map_err(failed(format!("cannot connect to udp {address}")))
+    };
+    match workload.path {
+        Path::Direct => measure(workload, plain(workload.echo)?),
+        Path::Tunnel(near_end) => measure(workload, plain(near_end)?),
+        Path::Gateway(gateway) => {
             let connect = |client| {
                 GatewayClient::connect(gateway, workload.echo, slots_of(client), workload.window)
             };
-            let links: io::Result<Vec<_>> = clients.map(connect).collect();
+            let links: io::Result<Vec<_>> = clients.clone().map(connect).collect();
             let links = links.map_err(failed(format!("cannot connect to tcp {gateway}")))?;
             measure(workload, links)
         }
@@ -90,6 +102,7 @@ struct Snapshot {
     at_ns: u64,
     own: CpuTime,
     gateway: CpuTime,
+    tunnel: CpuTime,
     echo: CpuTime,
     echo_drops: u64,
 }
@@ -100,6 +113,7 @@ impl Snapshot {
             at_ns: clock.now_ns(),
             own: CpuTime::of(&[std::process::id()]),
             gateway: CpuTime::of(&workload.gateway_pids),
+            tunnel: CpuTime::of(&workload.tunnel_pids),
             echo: CpuTime::of(&workload.echo_pids),
             echo_drops: udp_drops(workload.echo.port()),
         }
@@ -209,6 +223,7 @@ fn print_report(workload: &Workload, tally: &Tally, start: &Snapshot, end: &Snap
     let per_round_trip = |ns: u64| milli(ns) / milli(tally.round_trips.max(1) * 1000);
     let microseconds = |per_mille| milli(tally.round_trip_ns.quantile_ns(per_mille));
     let gateway = Size::of(&workload.gateway_pids);
+    let tunnel = Size::of(&workload.tunnel_pids);
     println!(
         concat!(
             "{{\"clients\": {}, \"flows\": {}, \"window\": {}, \"payload\": {}, ",
@@ -216,7 +231,8 @@ fn print_report(workload: &Workload, tally: &Tally, start: &Snapshot, end: &Snap
             "\"lost\": {}, \"unexpected\": {}, \"corrupt\": {}, \"echo_drops\": {}, ",
             "\"p50_us\": {:.2}, \"p99_us\": {:.2}, \"p999_us\": {:.2}, \"max_us\": {:.2}, ",
             "\"load_cpu_us_per_rt\": {:.3}, \"echo_cpu_us_per_rt\": {:.3}, ",
-            "\"gateway_cpu_us_per_rt\": {:.3}, \"gateway_rss_kib\": {}, ",
+            "\"gateway_cpu_us_per_rt\": {:.3}, \"tunnel_cpu_us_per_rt\": {:.3}, ",
+            "\"gateway_rss_kib\": {}, \"tunnel_rss_kib\": {}, ",
             "\"gateway_threads\": {}, \"gateway_descriptors\": {}}}"
         ),
         workload.clients,
@@ -237,7 +253,9 @@ fn print_report(workload: &Workload, tally: &Tally, start: &Snapshot, end: &Snap
         per_round_trip(end.own.ns_since(&start.own)),
         per_round_trip(end.echo.ns_since(&start.echo)),
         per_round_trip(end.gateway.ns_since(&start.gateway)),
+        per_round_trip(end.tunnel.ns_since(&start.tunnel)),
         gateway.rss_kib,
+        tunnel.rss_kib,
         gateway.threads,
         gateway.descriptors,
     );

@@ -1,4 +1,4 @@
-//! The tools behind `scripts/bench udpgw`: an echo server, a load generator, idle clients.
+//! The tools behind `scripts/bench`: an echo server, a load generator, a flood, idle clients.
 
 #![allow(unreachable_pub)] // A program, not a library.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Printing figures is what it is for.
@@ -6,6 +6,7 @@
 mod clock;
 mod direct;
 mod echo;
+mod flood;
 mod gateway;
 mod histogram;
 mod idle;
@@ -28,14 +29,18 @@ use std::time::Duration;
 const USAGE: &str = "\
 Tools of scripts/bench, which see. All addresses are ADDR:PORT.
 
-udpgw echo ADDR [--gro]
+load echo ADDR [--gro]
     A UDP echo server. Prints the bound address; serves until stdin ends or SIGTERM.
     --gro: with UDP_GRO and UDP_SEGMENT.
-udpgw load --echo ADDR [--gateway ADDR] [--clients N] [--flows N] [--window N] [--payload BYTES]
-           [--seconds S] [--warm-up S] [--gateway-pids PID,PID] [--echo-pids PID,PID]
+load load --echo ADDR [--gateway ADDR | --tunnel ADDR] [--clients N] [--flows N] [--window N] [--payload BYTES]
+           [--seconds S] [--warm-up S]
+           [--gateway-pids PID,PID] [--tunnel-pids PID,PID] [--echo-pids PID,PID]
     Keeps N clients x N flows x N datagrams in flight, verifies each answer, prints JSON.
-    Without --gateway it talks to the echo server itself. CPU times and sizes are those of the pids.
-udpgw idle ADDR N --echo ADDR
+    --gateway: through a udpgw gateway; --tunnel: through a tunnel whose near end takes plain UDP;
+    else it talks to the echo server itself. CPU times and sizes are those of the pids.
+load flood --sink ADDR --to ADDR [--payload BYTES] [--seconds S]
+    Sends to ADDR as fast as it can, and counts what arrives at the sink. Prints JSON.
+load idle ADDR N --echo ADDR
     Opens N udpgw clients, carries one datagram through each, prints `ready`, and holds them until
     stdin ends.
 ";
@@ -109,6 +114,14 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             load::run(&workload)
         }
+        "flood" => {
+            let sink = args.value_from_str("--sink")?;
+            let to = args.value_from_str("--to")?;
+            let payload_len = or(&mut args, "--payload", 1200)?;
+            let duration = seconds(or(&mut args, "--seconds", 3.0)?)?;
+            nothing_left(args)?;
+            flood::run(sink, to, payload_len, duration)
+        }
         "idle" => {
             let echo = args.value_from_str("--echo")?;
             let gateway: SocketAddr = args.free_from_str()?;
@@ -116,14 +129,14 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             idle::run(gateway, echo, clients)
         }
-        other => Err(Failure::Usage(format!("no tool {other}: echo, load or idle"))),
+        other => Err(Failure::Usage(format!("no tool {other}: echo, load, flood or idle"))),
     }
 }
 
 fn workload(args: &mut Arguments) -> Result<load::Workload, Failure> {
     Ok(load::Workload {
         echo: args.value_from_str("--echo")?,
-        gateway: args.opt_value_from_str("--gateway")?,
+        path: path(args)?,
         clients: or(args, "--clients", 1)?,
         flows: or(args, "--flows", 1)?,
         window: or(args, "--window", 1)?,
@@ -131,8 +144,20 @@ fn workload(args: &mut Arguments) -> Result<load::Workload, Failure> {
         warm_up: seconds(or(args, "--warm-up", 0.5)?)?,
         duration: seconds(or(args, "--seconds", 3.0)?)?,
         gateway_pids: pids(args, "--gateway-pids")?,
+        tunnel_pids: pids(args, "--tunnel-pids")?,
         echo_pids: pids(args, "--echo-pids")?,
     })
+}
+
+fn path(args: &mut Arguments) -> Result<load::Path, Failure> {
+    let gateway = args.opt_value_from_str("--gateway")?;
+    let tunnel = args.opt_value_from_str("--tunnel")?;
+    match (gateway, tunnel) {
+        (None, None) => Ok(load::Path::Direct),
+        (Some(gateway), None) => Ok(load::Path::Gateway(gateway)),
+        (None, Some(tunnel)) => Ok(load::Path::Tunnel(tunnel)),
+        (Some(_), Some(_)) => Err(Failure::Usage("--gateway or --tunnel, not both".into())),
+    }
 }
 
 fn or<T>(args: &mut Arguments, option: &'static str, default: T) -> Result<T, Failure>

@@ -1,4 +1,5 @@
-//! A client that talks to the echo server itself.
+//! A client that speaks plain UDP: to the echo server itself, or to the near end of a tunnel that
+//! carries datagrams there.
 //!
 //! One connected UDP socket per client; its flows are told apart by their slots. A socket per flow
 //! would cost more calls for the same datagrams: this is the cheapest way there, and so the harder
@@ -22,11 +23,11 @@ pub(crate) struct DirectClient {
 }
 
 impl DirectClient {
-    pub(crate) fn connect(echo: SocketAddr, slots: Range<usize>) -> io::Result<DirectClient> {
-        let socket = Socket::new(Domain::for_address(echo), Type::DGRAM.nonblocking(), None)?;
+    pub(crate) fn connect(address: SocketAddr, slots: Range<usize>) -> io::Result<DirectClient> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), None)?;
         socket.set_recv_buffer_size(SOCKET_BUFFER_LEN)?;
         socket.set_send_buffer_size(SOCKET_BUFFER_LEN)?;
-        socket.connect(&echo.into())?;
+        socket.connect(&address.into())?;
         Ok(DirectClient { socket: mio::net::UdpSocket::from_std(socket.into()), slots })
     }
 }

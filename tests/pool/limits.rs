@@ -1,0 +1,251 @@
+//! Timeouts and limits, each with what happens when it is reached.
+
+use crate::pair::{Endpoint, Raw, Side, new_session};
+use crate::support::{Echo, free_port};
+use std::io::Write;
+use std::net::UdpSocket;
+
+const PLAIN: &str = "--no-tls";
+const REFUSED: &str = "connection_failures_total{reason=\"limit\"}";
+
+#[test]
+fn an_endpoint_that_falls_silent_loses_its_session_and_gets_another() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--session-grace=0.1"]);
+    let client = Side::client(server.address, &[PLAIN, "-e", "0.3"]);
+    let endpoint = Endpoint::to(client.address);
+    for opened in 1..3 {
+        endpoint.echo(b"speaks");
+        assert_eq!(client.metric("sessions_opened_total"), opened);
+        for side in [&client, &server] {
+            side.await_metric("sessions", 0);
+            side.await_metric("connections", 0);
+        }
+    }
+    client.service.await_log("was silent");
+}
+
+#[test]
+fn traffic_keeps_a_session() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN]);
+    let client = Side::client(server.address, &[PLAIN, "--expire=0.4"]);
+    let (idle, busy) = (Endpoint::to(client.address), Endpoint::to(client.address));
+    idle.echo(b"once");
+    busy.echo(b"often");
+    // Longer than the expiry: until the idle one has gone.
+    while client.metric("sessions") == 2 {
+        busy.echo(b"often");
+    }
+    assert_eq!(client.metric("sessions_opened_total"), 2);
+    busy.echo(b"often");
+    assert_eq!(client.metric("sessions_opened_total"), 2);
+}
+
+#[test]
+fn an_endpoint_whose_server_only_hangs_up_expires_as_well() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let hangs_up = std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut first = [0; 1];
+            // The test itself says "x", a client the first byte of its session id.
+            if std::io::Read::read(&mut stream, &mut first).is_ok() && &first == b"x" {
+                let mut second = [0; 1];
+                if matches!(std::io::Read::read(&mut stream, &mut second), Ok(0)) {
+                    return;
+                }
+            }
+        }
+    });
+    let client = Side::client(address, &[PLAIN, "--expire=0.5", "--backoff=0.05", "--pool-size=4"]);
+    Endpoint::to(client.address).send(b"hello");
+    client.await_metric("sessions", 1);
+    client.await_metric("sessions", 0);
+    assert!(client.metric("connections_up_total") > 4, "it has come again in between");
+    drop(client);
+    let mut stop = std::net::TcpStream::connect(address).unwrap();
+    stop.write_all(b"x").unwrap();
+    drop(stop);
+    hangs_up.join().unwrap();
+}
+
+#[test]
+fn the_server_closes_a_session_that_is_silent_both_ways() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--session-timeout=0.3"]);
+    let session = new_session();
+    let mut raws = [Raw::join(server.address, session), Raw::join(server.address, session)];
+    raws[0].echo(b"hello");
+    for raw in &mut raws {
+        assert!(raw.is_closed());
+    }
+    server.await_metric("sessions", 0);
+    server.await_metric("connections", 0);
+    server.service.await_log("closed (Silent)");
+}
+
+#[test]
+fn within_the_grace_a_session_keeps_its_source_port() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--session-grace=60"]);
+    let session = new_session();
+    let mut raw = Raw::join(server.address, session);
+    raw.echo(b"before");
+    let source = echo.source();
+    drop(raw);
+    server.await_metric("connections", 0);
+    let mut raw = Raw::join(server.address, session);
+    raw.echo(b"after");
+    assert_eq!(echo.source(), source);
+    assert_eq!(server.metric("sessions_opened_total"), 1);
+}
+
+#[test]
+fn after_the_grace_a_session_is_gone() {
+    let echo = Echo::start();
+    for grace in ["0.2", "0"] {
+        let server = Side::server(echo.address, &[PLAIN, "--session-grace", grace]);
+        let session = new_session();
+        let mut raw = Raw::join(server.address, session);
+        raw.echo(b"before");
+        let source = echo.source();
+        drop(raw);
+        server.await_metric("sessions", 0);
+        server.service.await_log("closed (Deserted)");
+        // Taken: the next socket must have another port.
+        let _taken = UdpSocket::bind(("0.0.0.0", source.port())).unwrap();
+        let mut raw = Raw::join(server.address, session);
+        raw.echo(b"after");
+        assert_ne!(echo.source(), source);
+    }
+}
+
+#[test]
+fn connections_without_session_ids_leave_no_session_behind() {
+    let echo = Echo::start();
+    let server = Side::server(
+        echo.address,
+        &[PLAIN, "--framing=mullvad", "--max-sessions=2", "--session-grace=600"],
+    );
+    for _ in 0..5 {
+        let mut raw = Raw::connect(server.address);
+        raw.echo(b"hello");
+        drop(raw);
+        server.await_metric("sessions", 0);
+    }
+}
+
+#[test]
+fn connections_over_the_limit_are_closed_at_once() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-connections=2"]);
+    let mut first = Raw::join(server.address, new_session());
+    first.echo(b"first");
+    let mut second = Raw::join(server.address, new_session());
+    second.echo(b"second");
+    assert!(Raw::connect(server.address).is_closed());
+    server.await_metric(REFUSED, 1);
+    server.service.await_log("--max-connections 2 are open");
+    first.echo(b"unhurt");
+    drop(second);
+    server.await_metric("connections", 1);
+    let mut third = Raw::join(server.address, new_session());
+    third.echo(b"third");
+}
+
+#[test]
+fn sessions_over_the_limit_are_refused() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-sessions=1", "--session-grace=0.1"]);
+    let session = new_session();
+    let mut first = Raw::join(server.address, session);
+    first.echo(b"first");
+    assert!(Raw::join(server.address, new_session()).is_closed());
+    server.await_metric(REFUSED, 1);
+    server.service.await_log("--max-sessions 1 are open");
+    let same = Raw::join(server.address, session);
+    server.await_metric("connections", 2);
+    drop((first, same));
+    server.await_metric("sessions", 0);
+    Raw::join(server.address, new_session()).echo(b"another");
+}
+
+#[test]
+fn connections_of_one_session_are_limited() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-connections-per-session=2"]);
+    let session = new_session();
+    let mut raws = [Raw::join(server.address, session), Raw::join(server.address, session)];
+    server.await_metric("connections", 2);
+    assert!(Raw::join(server.address, session).is_closed());
+    server.service.await_log("--max-connections-per-session 2");
+    server.await_metric(REFUSED, 1);
+    Raw::join(server.address, new_session()).echo(b"another session");
+    raws[0].send(b"unhurt");
+    drop(raws);
+}
+
+#[test]
+fn endpoints_over_the_limit_get_nothing() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN]);
+    let client = Side::client(server.address, &[PLAIN, "--max-sessions=1"]);
+    let (first, second) = (Endpoint::to(client.address), Endpoint::to(client.address));
+    first.echo(b"first");
+    second.send(b"second");
+    client.await_metric("datagrams_dropped_total{reason=\"session-limit\"}", 1);
+    client.service.await_log("--max-sessions 1 are open");
+    first.echo(b"unhurt");
+}
+
+#[test]
+fn a_handshake_must_end_in_time_and_slow_ones_hurt_nobody() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--handshake-timeout=1"]);
+    let mut legitimate = Raw::join(server.address, new_session());
+    legitimate.echo(b"before");
+    let mut slow: Vec<_> = (0..200)
+        .map(|_| {
+            let mut raw = Raw::connect(server.address);
+            raw.stream.write_all(&[1, 2, 3]).unwrap();
+            raw
+        })
+        .collect();
+    legitimate.echo(b"meanwhile");
+    Raw::join(server.address, new_session()).echo(b"a new one, meanwhile");
+    // A byte now and then does not buy time.
+    let _ = slow[0].stream.write_all(&[4]);
+    for raw in &mut slow {
+        assert!(raw.is_closed());
+    }
+    server.await_metric("connection_failures_total{reason=\"timeout\"}", 200);
+    legitimate.echo(b"after");
+}
+
+#[test]
+fn an_attempt_to_connect_ends_in_time() {
+    // Takes connections, and answers no handshake.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Side::client(
+        listener.local_addr().unwrap(),
+        &["--timeout=0.2", "--backoff=0.1", "--pool-size=1"],
+    );
+    Endpoint::to(client.address).send(b"hello");
+    client.await_at_least("connection_failures_total{reason=\"timeout\"}", 2);
+    client.service.await_log("no answer in time");
+}
+
+#[test]
+fn a_name_that_nobody_knows_is_asked_for_again() {
+    let client = Side::client_on(
+        "127.0.0.1",
+        "no-such-host.invalid",
+        free_port(),
+        &[PLAIN, "--backoff=0.1", "--pool-size=1"],
+    );
+    Endpoint::to(client.address).send(b"hello");
+    client.await_at_least("connection_failures_total{reason=\"lookup\"}", 2);
+    client.service.await_log("cannot resolve no-such-host.invalid");
+}

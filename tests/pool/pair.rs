@@ -100,7 +100,11 @@ impl Side {
 impl Drop for Side {
     fn drop(&mut self) {
         if std::thread::panicking() && self.service.0.is_some() {
-            let page = http_get(self.metrics, "/metrics");
+            let metrics = self.metrics;
+            // A process that has been killed or stopped has none to tell.
+            let Ok(page) = std::panic::catch_unwind(|| http_get(metrics, "/metrics")) else {
+                return;
+            };
             let moved = page.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
             eprintln!("--- metrics on {} ---\n{}", self.address, moved.collect::<Vec<_>>().join("\n"));
         }

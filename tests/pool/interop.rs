@@ -233,7 +233,8 @@ fn an_empty_datagram_from_a_python_server_reaches_the_endpoint() {
 fn a_python_client_survives_a_restart_of_our_server() {
     let echo = Echo::start();
     let port = free_port();
-    let start = || Side::server_on("127.0.0.1", port, "127.0.0.1", echo.address.port(), &["--no-tls"]);
+    let start =
+        || Side::server_on("127.0.0.1", port, "127.0.0.1", echo.address.port(), &["--no-tls"]);
     let server = start();
     let client = python_client(server.address, &["--no-tls".to_owned()]);
     let endpoint = Endpoint::to(client.address);

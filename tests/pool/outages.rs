@@ -51,10 +51,8 @@ fn sessions_live_through_a_restart_of_the_server() {
 fn a_server_that_hangs_up_at_once_is_not_asked_in_a_loop() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
-    let client = Side::client(
-        listener.local_addr().unwrap(),
-        &[PLAIN, "--backoff=1", "--pool-size=2"],
-    );
+    let client =
+        Side::client(listener.local_addr().unwrap(), &[PLAIN, "--backoff=1", "--pool-size=2"]);
     let endpoint = Endpoint::to(client.address);
     endpoint.send(b"hello");
     let end = Instant::now() + Duration::from_secs(2);
@@ -91,10 +89,16 @@ fn a_client_that_is_killed_leaves_nothing_on_the_server() {
     server.await_metric("connections", 0);
     server.await_metric("sessions", 0);
     let gone = await_some(|| {
-        (server.service.status("Threads") == threads && server.service.descriptors() == descriptors)
+        // Fewer are fine: the other one may just have been telling its status.
+        (server.service.status("Threads") <= threads && server.service.descriptors() <= descriptors)
             .then_some(())
     });
-    assert!(gone.is_some(), "threads or descriptors are left");
+    assert!(
+        gone.is_some(),
+        "{} threads for {threads}, {} descriptors for {descriptors} are left",
+        server.service.status("Threads"),
+        server.service.descriptors(),
+    );
 }
 
 /// Sends without end, at the pace of whoever answers or 1 ms, until told to stop.
@@ -121,8 +125,7 @@ fn stand_still(stands: impl Fn(&Side, &Side) -> i32) {
     let stop = AtomicBool::new(false);
     let pid = nix::unistd::Pid::from_raw(stands(&server, &client));
     std::thread::scope(|scope| {
-        let pumps: Vec<_> =
-            (0..2).map(|_| scope.spawn(|| pump(client.address, &stop))).collect();
+        let pumps: Vec<_> = (0..2).map(|_| scope.spawn(|| pump(client.address, &stop))).collect();
         client.await_at_least("datagrams_total{direction=\"to-udp\"}", 1000);
         let before = [&server, &client].map(|side| side.service.status("VmRSS"));
         nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();

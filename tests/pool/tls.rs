@@ -12,7 +12,11 @@ const RELOAD_ERRORS: &str = "certificate_reload_errors_total";
 const QUICK: [&str; 2] = ["--backoff=0.2", "--pool-size=1"];
 
 /// A TLS connection to the server, as a client that believes `ca` and offers `alpn`.
-fn raw_tls(address: SocketAddr, ca: &[u8], alpn: Option<&str>) -> Option<Raw<TlsStream<TcpStream>>> {
+fn raw_tls(
+    address: SocketAddr,
+    ca: &[u8],
+    alpn: Option<&str>,
+) -> Option<Raw<TlsStream<TcpStream>>> {
     let mut builder = TlsConnector::builder();
     builder.disable_built_in_roots(true);
     builder.add_root_certificate(Certificate::from_pem(ca).unwrap());
@@ -237,8 +241,7 @@ fn a_client_takes_new_certificates_and_never_unusable_ones() {
 fn application_protocols_must_match() {
     let echo = Echo::start();
     let pki = Pki::new();
-    let with_alpn =
-        |side: Vec<String>, name: &str| [side, vec![format!("--alpn={name}")]].concat();
+    let with_alpn = |side: Vec<String>, name: &str| [side, vec![format!("--alpn={name}")]].concat();
     let args = with_alpn(Protection::Tls.server(&pki), "http/1.1");
     let server = Side::server(echo.address, &words(&args));
     let args = with_alpn(Protection::Tls.client(&pki), "http/1.1");

@@ -223,3 +223,35 @@ fn a_raw_server_without_session_ids_gets_one_connection_per_endpoint() {
     client.await_metric("connections", 2);
     assert_eq!(client.metric("connections_up_total"), 2);
 }
+
+#[test]
+fn all_connections_of_an_endpoint_begin_with_its_session_id() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Side::client(listener.local_addr().unwrap(), &[PLAIN, "--pool-size=3"]);
+    let mut ids = HashSet::new();
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let endpoint = Endpoint::to(client.address);
+        endpoint.send(b"hello");
+        let mut connections: Vec<_> = (0..3)
+            .map(|_| {
+                let (stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                Raw::over(stream)
+            })
+            .collect();
+        let sessions: HashSet<_> = connections.iter_mut().map(Raw::read_session).collect();
+        assert_eq!(sessions.len(), 1);
+        let id = sessions.into_iter().next().unwrap();
+        // RFC 9562 §5.4: version 4.
+        assert_eq!(&id.to_string()[14..15], "4");
+        ids.insert(id);
+        for (number, connection) in connections.iter_mut().enumerate() {
+            connection.send(&payload(50, number));
+            assert!(endpoint.receive() == payload(50, number));
+        }
+        client.await_metric("connections", 3 * i64::try_from(ids.len()).unwrap());
+        kept.push(connections);
+    }
+    assert_eq!(ids.len(), 2, "each endpoint has an id of its own");
+}

@@ -48,7 +48,7 @@ fn turned_away(server: &Side, args: &[String], says: &str) -> String {
     .expect("it gives up");
     assert!(client.service.log().lines().count() < 50, "it tries in a loop");
     assert_eq!(server.metric("datagrams_total{direction=\"to-udp\"}"), 0);
-    client.service.await_log("WARN");
+    assert!(line.contains(" warning "), "{line}");
     let (status, _) = client.stop();
     assert!(status.success());
     line
@@ -264,13 +264,9 @@ fn application_protocols_must_match() {
 }
 
 #[test]
-fn a_client_without_an_application_protocol_is_refused_by_a_server_with_one() {
+fn a_server_that_cares_for_no_application_protocol_takes_any() {
     let (target, target_address) = remote();
     let pki = Pki::new();
-    let args = [Protection::Tls.server(&pki), vec!["--alpn=http/1.1".to_owned()]].concat();
-    let server = Side::server(target_address, &words(&args));
-    assert!(raw_tls(server.address, &pki.authority.pem(), None).is_none());
-    // The other way round: a server that does not care takes whatever is offered.
     let server = Side::server(target_address, &words(&Protection::Tls.server(&pki)));
     let args = [Protection::Tls.client(&pki), vec!["--alpn=h2".to_owned()]].concat();
     let client = Side::client(server.address, &words(&args));

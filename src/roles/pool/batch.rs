@@ -98,7 +98,8 @@ impl Waiting {
         };
         Load {
             queued_datagrams: self.datagrams(),
-            unsent: self.bytes.load(Ordering::Relaxed) + unsent,
+            queued: self.bytes.load(Ordering::Relaxed),
+            unsent,
             unacknowledged: outstanding - unsent,
             acknowledged: self.socket.written().saturating_sub(outstanding as u64),
         }

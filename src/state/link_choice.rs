@@ -206,6 +206,7 @@ mod tests {
                     let unsent = unacknowledged.saturating_sub(14_600);
                     Load {
                         queued_datagrams: 0,
+                        queued: 0,
                         unsent,
                         unacknowledged: unacknowledged - unsent,
                         acknowledged: given - unacknowledged as u64,

@@ -8,7 +8,7 @@ use mio::{Interest, Registry, Token};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A non-blocking TCP socket that several threads may look at and one reads and writes.
 #[derive(Debug, Clone)]
@@ -18,12 +18,21 @@ pub struct Socket(Arc<Inner>);
 struct Inner {
     stream: TcpStream,
     written: AtomicU64,
+    /// A short read is taken for the last one until the poll has news.
+    trusts_short_reads: AtomicBool,
+    /// A trusted short read has happened.
+    is_emptied: AtomicBool,
 }
 
 impl Socket {
     /// Takes the socket over.
     pub fn new(stream: TcpStream) -> Socket {
-        Socket(Arc::new(Inner { stream, written: AtomicU64::new(0) }))
+        Socket(Arc::new(Inner {
+            stream,
+            written: AtomicU64::new(0),
+            trusts_short_reads: AtomicBool::new(false),
+            is_emptied: AtomicBool::new(false),
+        }))
     }
 
     /// The socket itself, for options and for peeking.
@@ -35,11 +44,26 @@ impl Socket {
     pub fn written(&self) -> u64 {
         self.0.written.load(Ordering::Relaxed)
     }
+
+    /// From here on a short read, which empties a TCP socket (epoll(7), question 9), makes the next
+    /// reads `WouldBlock` without asking the kernel; until this is called again.
+    fn trust_short_reads(&self, trusts: bool) {
+        self.0.is_emptied.store(false, Ordering::Relaxed);
+        self.0.trusts_short_reads.store(trusts, Ordering::Relaxed);
+    }
 }
 
 impl Read for Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        (&self.0.stream).read(bytes)
+        if self.0.is_emptied.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let len = (&self.0.stream).read(bytes)?;
+        // A read of nothing is the end, which is told as often as it is asked for.
+        if (1..bytes.len()).contains(&len) && self.0.trusts_short_reads.load(Ordering::Relaxed) {
+            self.0.is_emptied.store(true, Ordering::Relaxed);
+        }
+        Ok(len)
     }
 }
 
@@ -85,6 +109,53 @@ impl Source for Socket {
     }
 }
 
+/// Small records whole, header and body, in one call. Of a longer record the rest goes straight to
+/// the reader.
+const READ_AHEAD_LEN: usize = 4096;
+
+/// A socket below native-tls, which would read each record's five bytes of header by themselves.
+#[derive(Debug)]
+pub struct ReadAhead {
+    socket: Socket,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl ReadAhead {
+    /// Takes the socket; nothing is read yet.
+    pub fn new(socket: Socket) -> ReadAhead {
+        ReadAhead { socket, buffer: vec![0; READ_AHEAD_LEN].into(), start: 0, end: 0 }
+    }
+}
+
+impl Read for ReadAhead {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.start == self.end {
+            if bytes.len() >= self.buffer.len() {
+                return self.socket.read(bytes);
+            }
+            (self.start, self.end) = (0, 0);
+            self.end = self.socket.read(&mut self.buffer)?;
+        }
+        let waiting = &self.buffer[self.start..self.end];
+        let len = waiting.len().min(bytes.len());
+        bytes[..len].copy_from_slice(&waiting[..len]);
+        self.start += len;
+        Ok(len)
+    }
+}
+
+impl Write for ReadAhead {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// What [`Stream::fill`] has read.
 #[derive(Debug)]
 pub struct Filled {
@@ -115,7 +186,7 @@ pub enum Stream {
     /// The server's end of TLS; the box keeps plain streams small.
     Server(Box<TlsStream<Socket>>),
     /// The client's end of TLS, after its handshake.
-    Client(Box<native_tls::TlsStream<Socket>>),
+    Client(Box<native_tls::TlsStream<ReadAhead>>),
 }
 
 impl Stream {
@@ -124,7 +195,7 @@ impl Stream {
         match self {
             Stream::Plain(socket) => socket,
             Stream::Server(stream) => stream.get_mut(),
-            Stream::Client(stream) => stream.get_mut(),
+            Stream::Client(stream) => &mut stream.get_mut().socket,
         }
     }
 
@@ -139,10 +210,18 @@ impl Stream {
 
     /// Reads what is there, as far as it fits into `bytes`.
     ///
-    /// A short read empties a TCP socket (epoll(7), question 9), unless its end has been announced
-    /// (`read_closed`) and is still to be read. TLS hands out one record at a time and may hold more
-    /// in its own buffers: it is read until it would block.
+    /// To be called when the poll says so, or after [`Rest::More`]. A short read empties a TCP
+    /// socket (epoll(7), question 9), unless its end has been announced (`read_closed`) and is still
+    /// to be read. TLS hands out one record at a time and may hold more in its own buffers: it is
+    /// read until it would block, which costs no call once the socket is empty.
     pub fn fill(&mut self, bytes: &mut [u8], read_closed: bool) -> Filled {
+        self.socket().trust_short_reads(!read_closed);
+        let filled = self.read_while_it_fits(bytes, read_closed);
+        self.socket().trust_short_reads(false);
+        filled
+    }
+
+    fn read_while_it_fits(&mut self, bytes: &mut [u8], read_closed: bool) -> Filled {
         let is_plain = matches!(self, Stream::Plain(_));
         let mut len = 0;
         let rest = loop {

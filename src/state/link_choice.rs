@@ -1,7 +1,7 @@
 //! Which of a session's connections takes the next batch.
 //!
 //! A batch goes on the connection of the batch before as long as that one sends at once: order is
-//! kept, and few threads wake. When bytes wait there, the batch goes where the fewest wait or are
+//! kept, and few threads wake. When bytes wait in its kernel, or many in its queue, the batch goes where the fewest wait or are
 //! unacknowledged. A connection that has had unacknowledged bytes for a while and no progress is
 //! stalled: it gets nothing more while another can take it. That is what keeps a black-holed
 //! connection from swallowing its share until TCP gives it up.
@@ -18,7 +18,9 @@ const STALLED_AFTER: Duration = Duration::from_millis(400);
 pub struct Load {
     /// Datagrams in its queue.
     pub queued_datagrams: usize,
-    /// Bytes that have not been sent: in its queue, and in the kernel.
+    /// Bytes in its queue.
+    pub queued: usize,
+    /// Bytes that the kernel has taken and not sent.
     pub unsent: usize,
     /// Bytes sent and not acknowledged.
     pub unacknowledged: usize,
@@ -28,9 +30,14 @@ pub struct Load {
 
 impl Load {
     fn waiting(self) -> usize {
-        self.unsent.saturating_add(self.unacknowledged)
+        self.queued.saturating_add(self.unsent).saturating_add(self.unacknowledged)
     }
 }
+
+/// Bytes that may wait in the queue of a connection that sends at once: its thread, just woken, takes
+/// them all in one turn. Waking another thread for each batch costs more than it gains until there
+/// are more than a few.
+const STAYS_LEN: usize = 32_768;
 
 #[derive(Debug, Clone, Copy)]
 struct Link {
@@ -69,7 +76,7 @@ impl LinkChoice {
     }
 
     /// The connection for the next batch. `load` tells of one connection, and is asked of others
-    /// than the last only when that one does not send at once. `None` when every queue is full.
+    /// than the last only when that one does not send at once, until one is idle. `None` when every queue is full.
     pub fn choose(&mut self, now: Instant, load: impl Fn(u64) -> Load) -> Option<u64> {
         let queue_datagrams_max = self.queue_datagrams_max;
         let look = |link: &mut Link| {
@@ -85,20 +92,24 @@ impl LinkChoice {
         if let Some(last) = self.last {
             if let Some(link) = self.links.iter_mut().find(|link| link.id == last) {
                 let (has_room, is_stalled, load) = look(link);
-                if has_room && !is_stalled && load.unsent == 0 {
+                if has_room && !is_stalled && load.unsent == 0 && load.queued <= STAYS_LEN {
                     return Some(last);
                 }
             }
         }
-        let chosen = self
-            .links
-            .iter_mut()
-            .filter_map(|link| {
-                let (has_room, is_stalled, load) = look(link);
-                has_room.then_some((is_stalled, load.waiting(), link.id))
-            })
-            .min()
-            .map(|(_, _, id)| id);
+        let mut best = None;
+        for link in &mut self.links {
+            let (has_room, is_stalled, load) = look(link);
+            let rank = (is_stalled, load.waiting(), link.id);
+            if has_room && best.is_none_or(|best| rank < best) {
+                best = Some(rank);
+            }
+            // None is better, and asking costs system calls.
+            if has_room && !is_stalled && load.waiting() == 0 {
+                break;
+            }
+        }
+        let chosen = best.map(|(_, _, id)| id);
         if chosen.is_some() {
             self.last = chosen;
         }
@@ -132,6 +143,11 @@ mod tests {
         assert_eq!(choice.choose(now, |id| unsent([5, 0, 7][id as usize])), Some(1));
         let sent_but_not_acknowledged = Load { unacknowledged: 9, ..Load::default() };
         assert_eq!(choice.choose(now, |_| sent_but_not_acknowledged), Some(1));
+        let queued =
+            |queued| move |id| Load { queued: [0, queued, 0][id as usize], ..Load::default() };
+        assert_eq!(choice.choose(now, queued(STAYS_LEN)), Some(1));
+        assert_eq!(choice.choose(now, queued(STAYS_LEN + 1)), Some(0));
+        assert_eq!(choice.choose(now, |id| unsent([5, 0, 7][id as usize])), Some(1));
         assert_eq!(choice.choose(now, |id| unsent([5, 6, 7][id as usize])), Some(0));
         choice.remove(0);
         assert_eq!(choice.choose(now, |id| unsent([0, 6, 7][id as usize])), Some(1));
@@ -190,6 +206,7 @@ mod tests {
                     let unsent = unacknowledged.saturating_sub(14_600);
                     Load {
                         queued_datagrams: 0,
+                        queued: 0,
                         unsent,
                         unacknowledged: unacknowledged - unsent,
                         acknowledged: given - unacknowledged as u64,

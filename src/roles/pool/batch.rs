@@ -91,10 +91,15 @@ impl Waiting {
     fn load(&self) -> Load {
         // A socket that cannot be asked is closed, which its thread will tell.
         let outstanding = sockopt::unacknowledged(&self.socket).unwrap_or(0);
-        let unsent = sockopt::unsent(&self.socket).unwrap_or(0).min(outstanding);
+        // What has all been acknowledged has been sent.
+        let unsent = match outstanding {
+            0 => 0,
+            _ => sockopt::unsent(&self.socket).unwrap_or(0).min(outstanding),
+        };
         Load {
             queued_datagrams: self.datagrams(),
-            unsent: self.bytes.load(Ordering::Relaxed) + unsent,
+            queued: self.bytes.load(Ordering::Relaxed),
+            unsent,
             unacknowledged: outstanding - unsent,
             acknowledged: self.socket.written().saturating_sub(outstanding as u64),
         }

@@ -8,7 +8,7 @@ use super::link::{Link, STREAM, Sink};
 use super::lookup::Lookup;
 use super::server::STREAM_OPTIONS;
 use super::{Activity, Destination, Shared};
-use crate::net::stream::{Socket, Stream};
+use crate::net::stream::{ReadAhead, Socket, Stream};
 use crate::net::tcp;
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
@@ -245,7 +245,7 @@ impl Uplink {
         let failed = |error: &native_tls::Error| {
             (SetUpFailure::Tls, format!("{address}: TLS with {}: {error}", tls.server_name))
         };
-        let mut result = tls.connector.connect(&tls.server_name, socket.clone());
+        let mut result = tls.connector.connect(&tls.server_name, ReadAhead::new(socket.clone()));
         loop {
             match result {
                 Ok(stream) => return Ok(Some(Stream::Client(Box::new(stream)))),

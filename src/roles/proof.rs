@@ -15,7 +15,8 @@ use std::time::Duration;
 /// Sizes that ask something of framing: empty, one byte, around the path MTU. 64 datagrams of up to
 /// 1400 bytes under way at once fit into the smallest default socket buffers (212,992 bytes).
 pub const SIZES: [usize; 8] = [0, 1, 64, 200, 512, 1200, 1372, 1400];
-/// More than a packet, a TLS record, and the largest over IPv4. One at a time.
+/// More than a packet, a TLS record, and the largest over IPv4. One at a time, with nothing else under
+/// way: together they would overflow the echo server's socket.
 pub const LARGE_SIZES: [usize; 5] = [1_473, 9_000, 16_384, 65_000, 65_507];
 /// How long an answer may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -117,12 +118,14 @@ pub fn datagram(seed: u32, size: usize) -> Vec<u8> {
     (0..size).zip(seed..).map(|(at, seed)| seed.wrapping_mul(31).to_le_bytes()[at % 4]).collect()
 }
 
-/// Runs `clients` at once, each on a thread, and adds up what they saw. `flows` are those of all.
+/// Runs `clients` at once, each on a thread, then `alone`, and adds up what they saw. `flows` are
+/// those of all.
 pub fn run_clients<C: FnOnce() -> io::Result<Tally> + Send + 'static>(
     role: &str,
     shown_clients: usize,
     flows: usize,
     clients: Vec<C>,
+    alone: impl FnOnce() -> io::Result<Tally>,
 ) -> Result<SelftestRow, Error> {
     let begin = clock::now();
     let mut threads = Vec::new();
@@ -143,8 +146,10 @@ pub fn run_clients<C: FnOnce() -> io::Result<Tally> + Send + 'static>(
         bytes: 0,
     };
     let mut fault = None;
-    for thread in threads {
-        match thread.join() {
+    let mut results: Vec<_> = threads.into_iter().map(Thread::join).collect();
+    results.push(Ok(alone()));
+    for result in results {
+        match result {
             Ok(Ok(one)) => {
                 row.verified += one.verified;
                 row.lost += one.lost;

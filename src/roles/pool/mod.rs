@@ -12,10 +12,10 @@
 //!                                              "pool-server" main: accepts, groups by session id
 //! ```
 //!
-//! Whoever receives UDP ([`session`], [`client`]) puts datagrams into batches of up to one TLS
+//! Whoever receives UDP (`session`, `client`) puts datagrams into batches of up to one TLS
 //! record and hands each batch to the connection that sends it soonest
 //! ([`crate::state::link_choice`]). A lone datagram is a batch of its own: there is no timer.
-//! Whoever owns a connection ([`link`]) writes batches and sends what it reads straight to UDP.
+//! Whoever owns a connection (`link`) writes batches and sends what it reads straight to UDP.
 
 mod args;
 mod batch;

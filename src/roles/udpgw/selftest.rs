@@ -48,10 +48,22 @@ fn row(name: &str, more_args: &[String], authority: Option<&Path>) -> Result<Sel
         move || client(gateway, target, number, authority.as_deref())
     });
     let flows = CLIENTS * usize::from(FLOWS_PER_CLIENT);
-    let row = run_clients(name, CLIENTS, flows, clients.collect());
+    let alone = || large_datagrams(gateway, target, authority);
+    let row = run_clients(name, CLIENTS, flows, clients.collect(), alone);
     echo.stop()?;
     drop(service);
     row
+}
+
+fn connect(gateway: SocketAddr, authority: Option<&Path>) -> io::Result<Probe> {
+    let mut dial = Dial::connect(gateway, TIMEOUT)?;
+    if authority.is_some() {
+        let trust = ClientTrust { ca: authority, ..ClientTrust::default() };
+        dial.start_tls("localhost", &trust).map_err(io::Error::other)?;
+    }
+    let mut probe = Probe::new(dial);
+    probe.keepalive()?;
+    Ok(probe)
 }
 
 fn client(
@@ -60,23 +72,24 @@ fn client(
     number: usize,
     authority: Option<&Path>,
 ) -> io::Result<Tally> {
-    let mut dial = Dial::connect(gateway, TIMEOUT)?;
-    if authority.is_some() {
-        let trust = ClientTrust { ca: authority, ..ClientTrust::default() };
-        dial.start_tls("localhost", &trust).map_err(io::Error::other)?;
-    }
-    let mut probe = Probe::new(dial);
-    probe.keepalive()?;
+    let mut probe = connect(gateway, authority)?;
     let mut result = Tally::default();
     for round in 0..ROUNDS {
         let size = SIZES[(round as usize + number) % SIZES.len()];
         exchange(&mut probe, target, FLOWS_PER_CLIENT, size, round, &mut result)?;
     }
-    // One client alone: several of these at once would overflow the echo server's socket.
-    if number == 0 {
-        for (round, size) in (ROUNDS..).zip(LARGE_SIZES) {
-            exchange(&mut probe, target, 1, size, round, &mut result)?;
-        }
+    Ok(result)
+}
+
+fn large_datagrams(
+    gateway: SocketAddr,
+    target: SocketAddr,
+    authority: Option<&Path>,
+) -> io::Result<Tally> {
+    let mut probe = connect(gateway, authority)?;
+    let mut result = Tally::default();
+    for (round, size) in (0..).zip(LARGE_SIZES) {
+        exchange(&mut probe, target, 1, size, round, &mut result)?;
     }
     Ok(result)
 }

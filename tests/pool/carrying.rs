@@ -95,8 +95,7 @@ fn two_hundred_endpoints_at_once() {
 #[test]
 fn ipv6_on_all_four_sockets() {
     let echo = Echo::on("[::1]:0");
-    let server =
-        Side::server_on("::1", free_port(), "::1", echo.address.port(), &[PLAIN]);
+    let server = Side::server_on("::1", free_port(), "::1", echo.address.port(), &[PLAIN]);
     assert!(server.address.is_ipv6());
     let client = Side::client_on("::1", "::1", server.address.port(), &[PLAIN]);
     let endpoint = Endpoint::to(client.address);
@@ -113,8 +112,7 @@ fn every_address_may_be_a_name() {
     for args in [&[PLAIN][..], &[PLAIN, "--resolve-once"], &[PLAIN, "-R"]] {
         // The client's IPv4 first and the server's ::1, or the other way round, find each other.
         let host = if args.len() == 1 { "127.0.0.1" } else { "localhost" };
-        let server =
-            Side::server_on(host, free_port(), "localhost", echo.address.port(), &[PLAIN]);
+        let server = Side::server_on(host, free_port(), "localhost", echo.address.port(), &[PLAIN]);
         let client = Side::client_on("localhost", "localhost", server.address.port(), args);
         let endpoint = Endpoint::to(client.address);
         endpoint.echo(b"to a name");
@@ -133,8 +131,7 @@ fn what_is_sent_before_the_first_connection_is_up_arrives_in_order() {
         endpoint.send(&payload(1200, number));
     }
     client.await_at_least("connection_failures_total{reason=\"connect\"}", 1);
-    let _server =
-        Side::server_on("127.0.0.1", port, "127.0.0.1", target_address.port(), &[PLAIN]);
+    let _server = Side::server_on("127.0.0.1", port, "127.0.0.1", target_address.port(), &[PLAIN]);
     for number in 0..50 {
         assert!(receive_from(&target).0 == payload(1200, number), "datagram {number}");
     }
@@ -225,4 +222,36 @@ fn a_raw_server_without_session_ids_gets_one_connection_per_endpoint() {
     }
     client.await_metric("connections", 2);
     assert_eq!(client.metric("connections_up_total"), 2);
+}
+
+#[test]
+fn all_connections_of_an_endpoint_begin_with_its_session_id() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Side::client(listener.local_addr().unwrap(), &[PLAIN, "--pool-size=3"]);
+    let mut ids = HashSet::new();
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let endpoint = Endpoint::to(client.address);
+        endpoint.send(b"hello");
+        let mut connections: Vec<_> = (0..3)
+            .map(|_| {
+                let (stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                Raw::over(stream)
+            })
+            .collect();
+        let sessions: HashSet<_> = connections.iter_mut().map(Raw::read_session).collect();
+        assert_eq!(sessions.len(), 1);
+        let id = sessions.into_iter().next().unwrap();
+        // RFC 9562 §5.4: version 4.
+        assert_eq!(&id.to_string()[14..15], "4");
+        ids.insert(id);
+        for (number, connection) in connections.iter_mut().enumerate() {
+            connection.send(&payload(50, number));
+            assert!(endpoint.receive() == payload(50, number));
+        }
+        client.await_metric("connections", 3 * i64::try_from(ids.len()).unwrap());
+        kept.push(connections);
+    }
+    assert_eq!(ids.len(), 2, "each endpoint has an id of its own");
 }

@@ -59,8 +59,7 @@ fn an_endpoint_whose_server_only_hangs_up_expires_as_well() {
             }
         }
     });
-    let client =
-        Side::client(address, &[PLAIN, "--expire=0.5", "--backoff=0.05", "--pool-size=4"]);
+    let client = Side::client(address, &[PLAIN, "--expire=0.5", "--backoff=0.05", "--pool-size=4"]);
     Endpoint::to(client.address).send(b"hello");
     client.await_metric("sessions", 1);
     client.await_metric("sessions", 0);
@@ -159,8 +158,7 @@ fn connections_over_the_limit_are_closed_at_once() {
 #[test]
 fn sessions_over_the_limit_are_refused() {
     let echo = Echo::start();
-    let server =
-        Side::server(echo.address, &[PLAIN, "--max-sessions=1", "--session-grace=0.1"]);
+    let server = Side::server(echo.address, &[PLAIN, "--max-sessions=1", "--session-grace=0.1"]);
     let session = new_session();
     let mut first = Raw::join(server.address, session);
     first.echo(b"first");

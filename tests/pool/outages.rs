@@ -1,0 +1,275 @@
+//! Peers that go away, stand still, do not read, or come back.
+
+use crate::pair::{Endpoint, Pki, Protection, Raw, Side, new_session, payload, words};
+use crate::support::{Echo, PATIENCE, await_some, free_port, receive_from, remote};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const PLAIN: &str = "--no-tls";
+
+/// A side must not have grown by more than this, in KiB, by what others do to it.
+const GROWTH_MAX: u64 = 24 * 1024;
+
+#[test]
+fn sessions_live_through_a_restart_of_the_server() {
+    let (echo, pki) = (Echo::start(), Pki::new());
+    let port = free_port();
+    let args = Protection::Tls.server(&pki);
+    let start =
+        || Side::server_on("127.0.0.1", port, "127.0.0.1", echo.address.port(), &words(&args));
+    let mut server = start();
+    let args = [Protection::Tls.client(&pki), vec!["--backoff=0.1".to_owned()]].concat();
+    let client = Side::client(server.address, &words(&args));
+    let endpoints: Vec<Endpoint> = (0..3).map(|_| Endpoint::to(client.address)).collect();
+    for endpoint in &endpoints {
+        endpoint.echo(b"before");
+    }
+    for round in 0..2 {
+        if round == 0 {
+            server.service.signal(Signal::SIGKILL);
+            drop(server);
+        } else {
+            assert!(server.stop().0.success());
+        }
+        client.await_metric("connections", 0);
+        server = start();
+        for endpoint in &endpoints {
+            endpoint.echo_at_last(b"after");
+        }
+        client.await_metric("connections", 24);
+    }
+    assert_eq!(client.metric("sessions_opened_total"), 3);
+    assert_eq!(server.metric("sessions"), 3);
+}
+
+#[test]
+fn a_server_that_hangs_up_at_once_is_not_asked_in_a_loop() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let client =
+        Side::client(listener.local_addr().unwrap(), &[PLAIN, "--backoff=1", "--pool-size=2"]);
+    let endpoint = Endpoint::to(client.address);
+    endpoint.send(b"hello");
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut connections = 0;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(left).unwrap();
+        if left.is_zero() || poll(&mut fds, timeout).unwrap() == 0 {
+            break;
+        }
+        if let Ok((stream, _)) = listener.accept() {
+            drop(stream);
+            connections += 1;
+        }
+    }
+    assert!((4..=20).contains(&connections), "{connections} connections in 2 s");
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_nothing_on_the_server() {
+    let (echo, pki) = (Echo::start(), Pki::new());
+    let args = [Protection::Tls.server(&pki), vec!["--session-grace=0.2".to_owned()]].concat();
+    let server = Side::server(echo.address, &words(&args));
+    let client = Side::client(server.address, &words(&Protection::Tls.client(&pki)));
+    let endpoint = Endpoint::to(client.address);
+    endpoint.echo(b"before");
+    server.await_metric("connections", 8);
+    let (threads, descriptors) = {
+        let idle = Side::server(echo.address, &words(&args));
+        (idle.service.status("Threads"), idle.service.descriptors())
+    };
+    client.service.signal(Signal::SIGKILL);
+    server.await_metric("connections", 0);
+    server.await_metric("sessions", 0);
+    let gone = await_some(|| {
+        // Fewer are fine: the other one may just have been telling its status.
+        (server.service.status("Threads") <= threads && server.service.descriptors() <= descriptors)
+            .then_some(())
+    });
+    assert!(
+        gone.is_some(),
+        "{} threads for {threads}, {} descriptors for {descriptors} are left",
+        server.service.status("Threads"),
+        server.service.descriptors(),
+    );
+}
+
+/// Sends without end, at the pace of whoever answers or 1 ms, until told to stop.
+fn pump(address: SocketAddr, stop: &AtomicBool) {
+    let endpoint = Endpoint::to(address);
+    endpoint.socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let datagram = payload(1200, 1);
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..8 {
+            // Nobody may be there any more.
+            let _ = endpoint.socket.send(&datagram);
+        }
+        let _ = endpoint.try_receive();
+    }
+}
+
+/// Stops one of two processes for 3 s under load, and looks at the memory of both.
+fn stand_still(stands: impl Fn(&Side, &Side) -> i32) {
+    let (echo, pki) = (Echo::start(), Pki::new());
+    let server = Side::server(echo.address, &words(&Protection::Tls.server(&pki)));
+    let client = Side::client(server.address, &words(&Protection::Tls.client(&pki)));
+    let endpoint = Endpoint::to(client.address);
+    endpoint.echo(b"before");
+    let stop = AtomicBool::new(false);
+    let pid = nix::unistd::Pid::from_raw(stands(&server, &client));
+    std::thread::scope(|scope| {
+        let pumps: Vec<_> = (0..2).map(|_| scope.spawn(|| pump(client.address, &stop))).collect();
+        client.await_at_least("datagrams_total{direction=\"to-udp\"}", 1000);
+        let before = [&server, &client].map(|side| side.service.status("VmRSS"));
+        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+        // The load goes on; nothing tells when 3 s of it are over but the clock.
+        poll(&mut [], PollTimeout::from(3000u16)).unwrap();
+        let during = [&server, &client].map(|side| side.service.status("VmRSS"));
+        nix::sys::signal::kill(pid, Signal::SIGCONT).unwrap();
+        for (before, during) in before.into_iter().zip(during) {
+            assert!(during <= before + GROWTH_MAX, "{before} KiB became {during} KiB");
+        }
+        stop.store(true, Ordering::Relaxed);
+        for pump in pumps {
+            pump.join().unwrap();
+        }
+    });
+    endpoint.echo_at_last(b"after");
+    for side in [&server, &client] {
+        assert_eq!(side.metric("connections_up_total"), 8 * 3, "no connection was lost");
+    }
+}
+
+#[test]
+fn a_server_that_stands_still_is_waited_for_without_growing() {
+    stand_still(|server, _| server.service.pid());
+}
+
+#[test]
+fn a_client_that_stands_still_is_waited_for_without_growing() {
+    stand_still(|_, client| client.service.pid());
+}
+
+#[test]
+fn a_connection_that_nobody_reads_costs_bounded_memory_and_hurts_nobody() {
+    let (target, target_address) = remote();
+    let server = Side::server(target_address, &[PLAIN]);
+    let mut slow = Raw::join(server.address, new_session());
+    slow.send(b"hello");
+    let (_, slow_source) = receive_from(&target);
+    let mut quick = Raw::join(server.address, new_session());
+    quick.send(b"hello");
+    let (_, quick_source) = receive_from(&target);
+    let before = server.service.status("VmRSS");
+    let dropped = "datagrams_dropped_total{reason=\"queues-full\"}";
+    let datagram = payload(1200, 3);
+    // 20 MB and more, until a queue has overflowed.
+    let overflowed = await_some(|| {
+        for _ in 0..20 {
+            for _ in 0..50 {
+                target.send_to(&datagram, slow_source).unwrap();
+            }
+            target.send_to(b"in between", quick_source).unwrap();
+            assert_eq!(quick.receive(), b"in between");
+        }
+        (server.metric(dropped) > 0).then_some(())
+    });
+    assert!(overflowed.is_some(), "something holds all of it");
+    let after = server.service.status("VmRSS");
+    assert!(after <= before + GROWTH_MAX, "{before} KiB became {after} KiB");
+    // It reads again: whole datagrams come, and new ones too.
+    for _ in 0..100 {
+        assert!(slow.receive() == datagram);
+    }
+    slow.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.send(b"still here");
+    assert_eq!(receive_from(&target).0, b"still here");
+}
+
+#[test]
+fn a_connection_that_is_reset_loses_its_datagrams_and_no_others() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN]);
+    let session = new_session();
+    let mut stays = Raw::join(server.address, session);
+    stays.echo(b"before");
+    let goes = Raw::join(server.address, session);
+    server.await_metric("connections", 2);
+    socket2::SockRef::from(&goes.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(goes);
+    server.await_metric("connections", 1);
+    for number in 0..20 {
+        stays.echo(&payload(100, number));
+    }
+    assert_eq!(server.metric("connections_down_total{reason=\"failed\"}"), 1);
+}
+
+#[test]
+fn half_a_frame_at_the_end_is_dropped() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN]);
+    let mut raw = Raw::join(server.address, new_session());
+    raw.echo(b"whole");
+    std::io::Write::write_all(&mut raw.stream, &[0, 9, 1, 2, 3]).unwrap();
+    raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    raw.stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    server.await_metric("connections", 0);
+    assert_eq!(server.metric("datagrams_total{direction=\"to-udp\"}"), 1);
+}
+
+#[test]
+fn a_target_that_is_not_there_closes_no_session() {
+    // A port that was free a moment ago.
+    let (gone, target) = remote();
+    drop(gone);
+    let server = Side::server(target, &[PLAIN]);
+    let mut raw = Raw::join(server.address, new_session());
+    let refused = await_some(|| {
+        raw.send(b"anybody?");
+        (server.metric("icmp_errors_total") > 0).then_some(())
+    });
+    assert!(refused.is_some(), "no ICMP error is seen");
+    let echo = Echo::on(&target.to_string());
+    raw.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    raw.send(b"now?");
+    raw.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(!raw.receive().is_empty());
+    drop(echo);
+    assert_eq!(server.metric("sessions_opened_total"), 1);
+}
+
+#[test]
+fn both_sides_stop_at_once_under_load() {
+    for stops_first in ["client", "server"] {
+        let (echo, pki) = (Echo::start(), Pki::new());
+        let server = Side::server(echo.address, &words(&Protection::Tls.server(&pki)));
+        let client = Side::client(server.address, &words(&Protection::Tls.client(&pki)));
+        let stop = AtomicBool::new(false);
+        let address = client.address;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| pump(address, &stop));
+            }
+            client.await_at_least("datagrams_total{direction=\"to-udp\"}", 2000);
+            let mut sides = vec![server, client];
+            if stops_first == "client" {
+                sides.reverse();
+            }
+            for side in sides {
+                let (status, took) = side.stop();
+                assert!(status.success(), "{status}");
+                assert!(took < Duration::from_millis(250), "{stops_first} first: {took:?}");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}

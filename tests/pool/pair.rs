@@ -86,6 +86,10 @@ impl Side {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
+    pub fn metrics_page(&self) -> String {
+        http_get(self.metrics, "/metrics")
+    }
+
     pub fn await_metric(&self, name: &str, value: i64) {
         let reached = await_some(|| (self.metric(name) == value).then_some(()));
         assert!(reached.is_some(), "{name} is {}, not {value}", self.metric(name));
@@ -100,9 +104,17 @@ impl Side {
 impl Drop for Side {
     fn drop(&mut self) {
         if std::thread::panicking() && self.service.0.is_some() {
+            if TcpStream::connect(self.metrics).is_err() {
+                // Killed: another panic would hide the first.
+                return;
+            }
             let page = http_get(self.metrics, "/metrics");
             let moved = page.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
-            eprintln!("--- metrics on {} ---\n{}", self.address, moved.collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "--- metrics on {} ---\n{}",
+                self.address,
+                moved.collect::<Vec<_>>().join("\n")
+            );
         }
     }
 }
@@ -162,7 +174,8 @@ impl Endpoint {
 
 /// Bytes that differ from place to place and from call to call.
 pub fn payload(len: usize, seed: usize) -> Vec<u8> {
-    (0..len).map(|at| (at.wrapping_mul(31) ^ at >> 8 ^ seed.wrapping_mul(97)) as u8).collect()
+    let byte = |at: usize| at.wrapping_mul(31) ^ at >> 8 ^ seed.wrapping_mul(97);
+    (0..len).map(|at| byte(at).to_le_bytes()[0]).collect()
 }
 
 /// A session id that no other call has.

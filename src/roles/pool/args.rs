@@ -13,11 +13,12 @@ use crate::cli::common::common;
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::logging::Sink;
 use crate::cli::table::Opt;
-use crate::cli::values::{choice, number, size};
+use crate::cli::values::{choice, duration, number, size};
 use crate::net::udp::Buffers;
 use crate::runtime::daemon::absolute;
 use log::LevelFilter;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
 /// Options that both tables have after their own.
 const LOGGING: &[Opt] = &[
@@ -179,6 +180,11 @@ fn buffer_size(text: &str) -> Result<usize, String> {
     let allowed = || "bytes from 0 to 1G, such as 262144 or 256k".to_owned();
     let bytes = size(text)?;
     usize::try_from(bytes).ok().filter(|bytes| *bytes <= 1 << 30).ok_or_else(allowed)
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .and_then(|time| if time.is_zero() { Err("a time above 0".to_owned()) } else { Ok(time) })
 }
 
 fn count(min: u64, max: u64) -> impl Fn(&str) -> Result<usize, String> {

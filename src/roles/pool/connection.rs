@@ -93,7 +93,7 @@ impl Connection {
             Ok(None) => return,
             Err((failure, cause)) => {
                 self.shared.counters.set_up_failed(failure);
-                log::warn!("connection {}: not set up: {cause}", self.address);
+                self.shared.warn(&format_args!("connection {}: not set up: {cause}", self.address));
                 return;
             }
         };
@@ -124,7 +124,9 @@ impl Connection {
         self.shared.counters.connections.add(-1);
         self.shared.counters.link_down(&end);
         match end {
-            LinkEnd::Failed(error) => log::warn!("connection {}: {error}", self.address),
+            LinkEnd::Failed(error) => {
+                self.shared.warn(&format_args!("connection {}: {error}", self.address));
+            }
             end => log::debug!("connection {}: {end}", self.address),
         }
     }

@@ -35,12 +35,15 @@ use crate::cli::common::Common;
 use crate::cli::flags::Matches;
 use crate::error::Error;
 use crate::net::udp;
+use crate::runtime::clock;
 use crate::runtime::metrics::{FamilyInfo, Registry};
 use crate::runtime::stock::Stock;
+use crate::state::token_bucket::LogGate;
 use counters::Counters;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a connection begins with.
@@ -136,6 +139,8 @@ struct Shared {
     counters: Counters,
     workbenches: Stock<Box<link::Workbench>>,
     buffers: batch::Buffers,
+    /// For lines that anybody on the network can cause.
+    trouble_log: Mutex<LogGate>,
 }
 
 /// Threads that are in the middle of work at once: as many as cores, and some preempted ones.
@@ -147,6 +152,15 @@ impl Shared {
             counters: Counters::new(registry),
             workbenches: Stock::new(WORKBENCHES_KEPT),
             buffers: batch::Buffers::new(batch::BATCHES_KEPT),
+            trouble_log: Mutex::new(LogGate::new(1, 20)),
+        }
+    }
+
+    /// A warning about one connection, unless there have been too many of them lately.
+    fn warn(&self, warning: &dyn std::fmt::Display) {
+        let mut gate = self.trouble_log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(more) = gate.pass(clock::now()) {
+            log::warn!("{warning} ({more} more lines)");
         }
     }
 }

@@ -310,7 +310,10 @@ impl Uplink {
         shared.counters.connections.add(-1);
         shared.counters.link_down(&end);
         match end {
-            LinkEnd::Failed(error) => log::warn!("uplink {}: {error}", self.serial),
+            LinkEnd::Failed(error) => {
+                let destination = &self.route.destination;
+                shared.warn(&format_args!("uplink to {destination}: {error}"));
+            }
             end => log::debug!("uplink {}: {end}", self.serial),
         }
         // A main thread that has gone needs no telling.

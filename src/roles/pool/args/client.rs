@@ -1,7 +1,7 @@
 //! `pool client`'s options.
 
 use super::{
-    ALPN, FRAMING, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
+    ALPN, FRAMING, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files, positive,
     refuse_without_tls, shared_config,
 };
 use crate::cli::common::COMMON;
@@ -81,7 +81,8 @@ const POOL: &[Opt] = &[
         &["--mark", "-m"],
         "MARK",
         None,
-        "Mark the connections' packets (SO_MARK), decimal or 0x…; needs CAP_NET_ADMIN.",
+        "Mark the connections' packets (SO_MARK), decimal or 0x…; needs CAP_NET_ADMIN for as long \
+         as it runs, which --user would give up.",
     ),
     Opt::switch(
         &["--resolve-once", "-R"],
@@ -144,6 +145,10 @@ pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig,
             alpn: m.one("--alpn", super::alpn)?,
         })
     };
+    if m.given("--mark") && m.given("--user") {
+        // Connections come and go: each one needs what the new user has no more.
+        return Err(m.wrong("--mark", "only without --user, which gives up CAP_NET_ADMIN"));
+    }
     let pool_size = m.required("--pool-size", count(1, 64))?;
     if shared.framing == Framing::Mullvad && m.given("--pool-size") && pool_size != 1 {
         return Err(m.wrong("--pool-size", "1 with --framing mullvad"));
@@ -162,11 +167,6 @@ pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig,
 
 /// A server that is down is not asked in a loop, whatever the option says.
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(50);
-
-fn positive(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .and_then(|time| if time.is_zero() { Err("a time above 0".to_owned()) } else { Ok(time) })
-}
 
 fn mark(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));

@@ -1,7 +1,7 @@
 //! `pool server`'s options.
 
 use super::{
-    ALPN, FRAMING, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
+    ALPN, FRAMING, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files, positive,
     refuse_without_tls, shared_config,
 };
 use crate::cli::common::COMMON;
@@ -148,7 +148,7 @@ pub(in crate::roles::pool) fn server_config(m: &Matches) -> Result<ServerConfig,
         connections_max: m.required("--max-connections", count(1, 65_535))?,
         connections_per_session_max: m
             .required("--max-connections-per-session", count(1, 65_535))?,
-        handshake_timeout: m.required("--handshake-timeout", duration)?,
+        handshake_timeout: m.required("--handshake-timeout", positive)?,
         session_timeout: (!session_timeout.is_zero()).then_some(session_timeout),
         session_grace: m.required("--session-grace", duration)?,
         shared: shared_config(m)?,

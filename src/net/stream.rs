@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn reading_ahead_changes_no_byte() {
         let (ours, mut other) = pair();
-        let sent: Vec<u8> = (0..3 * READ_AHEAD_LEN).map(|n| (n % 251) as u8).collect();
+        let sent: Vec<u8> = (0..=250).cycle().take(3 * READ_AHEAD_LEN).collect();
         other.write_all(&sent).unwrap();
         drop(other);
         let mut ahead = ReadAhead::new(ours);

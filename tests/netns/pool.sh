@@ -150,8 +150,15 @@ start_client() { # further options
 	client_pid=$!
 	until_true 5 listens "$client" -ul 8911 || impossible "uotp-client does not listen: $(tail "$work/client.log")"
 }
+is_gone() { # PID: a zombie is gone
+	case $(sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null) in '' | Z*) return 0 ;; *) return 1 ;; esac
+}
 end() { # SIGNAL PID
 	kill "-$1" "$2"
+	until_true 5 is_gone "$2" || {
+		bad "still running 5 s after SIG$1: $(tr '\0' ' ' <"/proc/$2/cmdline")"
+		kill -KILL "$2"
+	}
 	wait "$2" 2>/dev/null
 }
 

@@ -278,3 +278,80 @@ impl Write for Stream {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ours blocks, so that a read that asks the kernel for what is not there would never end.
+    fn pair() -> (Socket, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (Socket::new(TcpStream::from_std(listener.accept().unwrap().0)), other)
+    }
+
+    fn would_block(result: io::Result<usize>) -> bool {
+        result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    #[test]
+    fn after_a_short_read_the_kernel_is_asked_again_only_when_there_is_news() {
+        let (mut ours, mut other) = pair();
+        let mut bytes = [0; 64];
+        ours.trust_short_reads(true);
+        other.write_all(b"first").unwrap();
+        assert_eq!(ours.read(&mut bytes).unwrap(), 5);
+        assert!(would_block(ours.read(&mut bytes)));
+        other.write_all(b"second").unwrap();
+        assert!(would_block(ours.read(&mut bytes)));
+        ours.trust_short_reads(true);
+        assert_eq!(ours.read(&mut bytes[..6]).unwrap(), 6, "a full read is not a short one");
+        drop(other);
+        assert_eq!(ours.read(&mut bytes).unwrap(), 0);
+        assert_eq!(ours.read(&mut bytes).unwrap(), 0, "the end stays");
+    }
+
+    #[test]
+    fn an_announced_end_is_read_behind_a_short_read() {
+        let (ours, mut other) = pair();
+        other.write_all(b"last").unwrap();
+        drop(other);
+        let mut stream = Stream::Plain(ours);
+        let mut bytes = [0; 64];
+        let filled = stream.fill(&mut bytes, true);
+        assert_eq!(filled.len, 4);
+        assert!(matches!(filled.rest, Rest::More));
+        assert!(matches!(stream.fill(&mut bytes, true).rest, Rest::Closed));
+    }
+
+    #[test]
+    fn reading_ahead_changes_no_byte() {
+        let (ours, mut other) = pair();
+        let sent: Vec<u8> = (0..=250).cycle().take(3 * READ_AHEAD_LEN).collect();
+        other.write_all(&sent).unwrap();
+        drop(other);
+        let mut ahead = ReadAhead::new(ours);
+        let mut received = Vec::new();
+        // As TLS reads: a header, a short body; a header, a long one.
+        for len in [5, 100, 5, 2 * READ_AHEAD_LEN, 5, READ_AHEAD_LEN].into_iter().cycle() {
+            let mut bytes = vec![0; len];
+            let read = ahead.read(&mut bytes).unwrap();
+            if read == 0 {
+                break;
+            }
+            received.extend_from_slice(&bytes[..read]);
+        }
+        assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn a_small_record_costs_one_read() {
+        let (ours, mut other) = pair();
+        ours.trust_short_reads(true);
+        other.write_all(&[7; 105]).unwrap();
+        let mut ahead = ReadAhead::new(ours);
+        assert_eq!(ahead.read(&mut [0; 5]).unwrap(), 5);
+        assert_eq!(ahead.read(&mut [0; 100]).unwrap(), 100);
+        assert!(would_block(ahead.read(&mut [0; 5])));
+    }
+}

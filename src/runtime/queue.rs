@@ -36,9 +36,13 @@ impl Wake {
 
     fn wake(&self) {
         if !self.0.woken.swap(true, Ordering::AcqRel) {
-            // Writing to an eventfd fails only when its counter is full, and then it is awake.
-            let _: io::Result<()> = self.0.waker.wake();
+            self.wake_at_once();
         }
+    }
+
+    fn wake_at_once(&self) {
+        // Writing to an eventfd fails only when its counter is full, and then it is awake.
+        let _: io::Result<()> = self.0.waker.wake();
     }
 
     fn answer(&self) {
@@ -112,7 +116,9 @@ impl<T> Sender<T> {
     /// Asks the receiver to end. It sees that at once, however much waits in the queue.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
-        self.shared.wake.wake();
+        // Even if a wake is under way: a receiver that cannot take more now (its stream is blocked)
+        // has seen that one and not answered it.
+        self.shared.wake.wake_at_once();
     }
 
     /// Messages refused because the queue was full.
@@ -171,6 +177,19 @@ mod tests {
         assert!(!receiver.is_closed());
         sender.close();
         events.wait(None).unwrap();
+        assert!(events.next_ready().is_some());
+        assert!(receiver.is_closed());
+    }
+
+    #[test]
+    fn a_close_wakes_a_receiver_that_left_an_earlier_wake_unanswered() {
+        let mut events = EventLoop::new().unwrap();
+        let (sender, receiver) = bounded(2, &Wake::new(events.waker(Token(0)).unwrap()));
+        sender.send(1).unwrap();
+        events.wait(None).unwrap();
+        assert!(events.next_ready().is_some());
+        sender.close();
+        events.wait(Some(Duration::ZERO)).unwrap();
         assert!(events.next_ready().is_some());
         assert!(receiver.is_closed());
     }

@@ -273,17 +273,31 @@ pub fn plain(error: &str) -> String {
 
 /// Names the protocol that a server's first bytes look like.
 pub fn recognise(bytes: &[u8], tls_advice: &str) -> String {
-    let starts = |prefix: &[u8]| bytes.starts_with(prefix);
-    if starts(b"SSH-") {
-        "it is an SSH server".to_owned()
-    } else if starts(b"HTTP/") {
-        "it is an HTTP server".to_owned()
-    } else if starts(&[0x15, 3]) || starts(&[0x16, 3]) {
-        format!("it speaks TLS; {tls_advice}")
-    } else {
-        let shown = &bytes[..bytes.len().min(16)];
-        format!("it says \"{}\"", shown.escape_ascii())
+    match known(bytes) {
+        Some(TLS) => format!("{TLS}; {tls_advice}"),
+        Some(known) => known.to_owned(),
+        None => {
+            let shown = &bytes[..bytes.len().min(16)];
+            format!("it says \"{}\"", shown.escape_ascii())
+        }
     }
+}
+
+/// Whether these first bytes are those of a protocol that we know and do not speak.
+pub fn is_known(bytes: &[u8]) -> bool {
+    known(bytes).is_some()
+}
+
+const TLS: &str = "it speaks TLS";
+
+fn known(bytes: &[u8]) -> Option<&'static str> {
+    let known: [(&[u8], &str); 4] = [
+        (b"SSH-", "it is an SSH server"),
+        (b"HTTP/", "it is an HTTP server"),
+        (&[0x15, 3], TLS),
+        (&[0x16, 3], TLS),
+    ];
+    known.into_iter().find(|(prefix, _)| bytes.starts_with(prefix)).map(|(_, name)| name)
 }
 
 #[cfg(test)]

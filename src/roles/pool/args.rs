@@ -69,8 +69,8 @@ const ALPN: Opt = Opt::value(
     &["--alpn"],
     "PROTOCOL",
     None,
-    "The application protocol in the TLS handshake (ALPN), such as http/1.1; a server takes only \
-     clients that offer it.",
+    "The application protocol in the TLS handshake (ALPN), such as http/1.1; a server refuses \
+     clients that offer only others.",
 );
 
 fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {

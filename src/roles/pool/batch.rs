@@ -2,6 +2,7 @@
 
 use crate::net::stream::Socket;
 use crate::net::sys::sockopt;
+use crate::runtime::metrics::Gauge;
 use crate::runtime::queue::{NotSent, Sender};
 use crate::runtime::stock::Stock;
 use crate::state::link_choice::{LinkChoice, Load};
@@ -64,23 +65,27 @@ pub(super) struct Waiting {
     socket: Socket,
     datagrams: AtomicUsize,
     bytes: AtomicUsize,
+    /// The bytes of all queues.
+    all: Arc<Gauge>,
 }
 
 impl Waiting {
-    /// Nothing waits yet for `socket`.
-    pub(super) fn new(socket: Socket) -> Waiting {
-        Waiting { socket, datagrams: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
+    /// Nothing waits yet for `socket`. `all` tells the bytes of all queues.
+    pub(super) fn new(socket: Socket, all: Arc<Gauge>) -> Waiting {
+        Waiting { socket, datagrams: AtomicUsize::new(0), bytes: AtomicUsize::new(0), all }
     }
 
     fn add(&self, datagrams: usize, bytes: usize) {
         self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.all.add(signed(bytes));
     }
 
     /// The kernel has taken these.
     pub(super) fn subtract(&self, datagrams: usize, bytes: usize) {
         self.datagrams.fetch_sub(datagrams, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.all.add(-signed(bytes));
     }
 
     /// Datagrams in the queue now.
@@ -104,6 +109,17 @@ impl Waiting {
             acknowledged: self.socket.written().saturating_sub(outstanding as u64),
         }
     }
+}
+
+impl Drop for Waiting {
+    /// What waited for a connection that has ended waits no more.
+    fn drop(&mut self) {
+        self.all.add(-signed(*self.bytes.get_mut()));
+    }
+}
+
+fn signed(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// The sending side's view of a connection that is up.

@@ -97,7 +97,10 @@ impl Connection {
                 return;
             }
         };
-        let waiting = Arc::new(Waiting::new(self.stream.socket().clone()));
+        let waiting = Arc::new(Waiting::new(
+            self.stream.socket().clone(),
+            Arc::clone(&self.shared.counters.queued_bytes),
+        ));
         let (batch_sender, batches) = queue::bounded::<Batch>(self.queue_datagrams_max, &self.wake);
         let link = LinkHandle { id: self.id, queue: batch_sender, waiting: Arc::clone(&waiting) };
         let joins = ToMain::Joins { connection: self.id, session, link };

@@ -75,6 +75,7 @@ impl SetUpFailure {
 pub(super) struct Counters {
     pub(super) sessions: Arc<Gauge>,
     pub(super) connections: Arc<Gauge>,
+    pub(super) queued_bytes: Arc<Gauge>,
     pub(super) sessions_opened: Arc<Counter>,
     pub(super) connections_up: Arc<Counter>,
     pub(super) accept_errors: Arc<Counter>,
@@ -126,6 +127,10 @@ impl Counters {
         Counters {
             sessions: registry.gauge("udpferry_pool_sessions", "Sessions open now."),
             connections: registry.gauge("udpferry_pool_connections", "Connections up now."),
+            queued_bytes: registry.gauge(
+                "udpferry_pool_unsent_bytes",
+                "Bytes of frames that wait in the queues of connections; the kernel has not taken them.",
+            ),
             sessions_opened: registry
                 .counter("udpferry_pool_sessions_opened_total", "Sessions opened."),
             connections_up: registry.counter(

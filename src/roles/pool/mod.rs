@@ -39,6 +39,7 @@ use super::startup;
 use crate::cli::common::Common;
 use crate::cli::flags::Matches;
 use crate::error::Error;
+use crate::net::sys::mmsg::ReceiveQueue;
 use crate::net::udp;
 use crate::runtime::clock;
 use crate::runtime::metrics::{FamilyInfo, Registry};
@@ -143,6 +144,8 @@ struct ClientConfig {
 struct Shared {
     counters: Counters,
     workbenches: Stock<Box<link::Workbench>>,
+    /// For sessions of the server, which hold none while they wait.
+    receive_queues: Stock<Box<ReceiveQueue>>,
     buffers: batch::Buffers,
     /// For lines that anybody on the network can cause.
     trouble_log: Mutex<LogGate>,
@@ -156,6 +159,7 @@ impl Shared {
         Shared {
             counters: Counters::new(registry),
             workbenches: Stock::new(WORKBENCHES_KEPT),
+            receive_queues: Stock::new(WORKBENCHES_KEPT),
             buffers: batch::Buffers::new(batch::BATCHES_KEPT),
             trouble_log: Mutex::new(LogGate::new(1, 20)),
         }

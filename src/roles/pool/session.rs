@@ -52,10 +52,8 @@ pub(super) enum SessionEnd {
 impl Session {
     /// The thread's body. All connections of the session end with it.
     pub(super) fn run(mut self) -> SessionEnd {
-        // Made here, and not per wake: a session's thread sleeps only when nothing comes.
-        let mut receive = None;
         let end = loop {
-            match self.round(&mut receive) {
+            match self.round() {
                 Ok(()) => {}
                 Err(end) => break end,
             }
@@ -70,7 +68,7 @@ impl Session {
         end
     }
 
-    fn round(&mut self, receive: &mut Option<ReceiveQueue>) -> Result<(), SessionEnd> {
+    fn round(&mut self) -> Result<(), SessionEnd> {
         let now = clock::now();
         let deadline = self.deadline();
         if deadline.is_some_and(|deadline| deadline <= now) {
@@ -85,18 +83,15 @@ impl Session {
             log::error!("session: cannot wait for events: {error}");
             SessionEnd::Fault
         })?;
-        let mut quiet = true;
         while let Some((token, _)) = self.events.next_ready() {
             // Before what the target says too: it may answer a connection whose order waits.
             self.obey()?;
             if token == UDP {
-                quiet = false;
-                self.receive(receive.get_or_insert_with(ReceiveQueue::default));
+                let make = || Box::new(ReceiveQueue::default());
+                let mut queue = self.shared.receive_queues.take(make);
+                self.receive(&mut queue);
+                self.shared.receive_queues.give_back(queue);
             }
-        }
-        if quiet {
-            // An idle session holds no buffers.
-            *receive = None;
         }
         Ok(())
     }

@@ -285,7 +285,10 @@ impl Uplink {
 
     fn serve(&mut self, mut stream: Stream) {
         let shared = Arc::clone(&self.route.shared);
-        let waiting = Arc::new(Waiting::new(stream.socket().clone()));
+        let waiting = Arc::new(Waiting::new(
+            stream.socket().clone(),
+            Arc::clone(&shared.counters.queued_bytes),
+        ));
         let (batch_sender, batches) =
             queue::bounded::<Batch>(self.route.queue_datagrams_max, &self.wake);
         let link =

@@ -236,6 +236,8 @@ fn verify(plan: &Plan<'_>, reply: &Reply, report: &mut Report) -> Result<(), Err
             &["The server confuses flows: it does not speak udpgw as badvpn does."],
         ));
     }
+    let mut verdict =
+        "The gateway works: it took a datagram, sent it on, and brought the answer back.";
     match plan.destination {
         Some(destination) if reply.payload == ECHO => {
             report.ok(&format!("datagram to {destination} and its echo"))
@@ -259,13 +261,17 @@ fn verify(plan: &Plan<'_>, reply: &Reply, report: &mut Report) -> Result<(), Err
                 5 => "the resolver refused".to_owned(),
                 code => format!("code {code}"),
             };
+            if !matches!(answer.code, 0 | 3) {
+                verdict = "The gateway works; the resolver behind it does not: see the server's \
+                           /etc/resolv.conf or --dns.";
+            }
             report.ok(&format!(
                 "DNS query for {} through the server's resolver: {meaning}",
                 plan.query_name
             ))
         }
     }?;
-    say("The gateway works: it took a datagram, sent it on, and brought the answer back.\n")
+    say(&format!("{verdict}\n"))
 }
 
 fn no_reply(plan: &Plan<'_>, probe: &mut Probe, report: &Report) -> Error {

@@ -1,6 +1,6 @@
 //! A blocking udpgw client, for `check` and `selftest`.
 
-use crate::roles::dial::{Dial, NoBytes};
+use crate::roles::dial::{Dial, NoBytes, is_known};
 use crate::wire::length_prefix::Frames;
 use crate::wire::udpgw::{
     BODY_LEN_MAX, BYTE_ORDER, Datagram, Message, parse, write_frame, write_keepalive,
@@ -81,7 +81,13 @@ impl Probe {
             let mut bytes = [0; 8192];
             let has_none = self.received.is_empty();
             match self.dial.read(&mut bytes, deadline) {
-                Ok(len) => self.received.extend_from_slice(&bytes[..len]),
+                Ok(len) => {
+                    self.received.extend_from_slice(&bytes[..len]);
+                    // Their first bytes announce frames that never end.
+                    if is_known(&self.received) {
+                        return Err(NoReply::OtherProtocol(self.received.clone()));
+                    }
+                }
                 Err(NoBytes::Failed(error)) => return Err(NoReply::Failed(error)),
                 Err(NoBytes::TimedOut) if has_none => return Err(NoReply::TimedOut),
                 Err(NoBytes::Closed) if has_none => return Err(NoReply::Closed),

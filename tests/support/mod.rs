@@ -468,6 +468,8 @@ impl Echo {
 
     pub fn on(address: &str) -> Echo {
         let socket = UdpSocket::bind(address).unwrap();
+        // Several of the largest datagrams at once are more than the default holds.
+        socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).unwrap();
         let address = socket.local_addr().unwrap();
         let stop = UdpSocket::bind(SocketAddr::new(address.ip(), 0)).unwrap();
         let (tell, sources) = std::sync::mpsc::channel();

@@ -262,7 +262,9 @@ fn verify(plan: &Plan<'_>, reply: &Reply, report: &mut Report) -> Result<(), Err
                 code => format!("code {code}"),
             };
             if !matches!(answer.code, 0 | 3) {
-                verdict = "The gateway works; the resolver behind it does not: see the server's \
+                verdict = "The gateway works: it took a datagram, sent it on, and brought the \
+                           answer back.
+The resolver behind it failed: see the server's \
                            /etc/resolv.conf or --dns.";
             }
             report.ok(&format!(

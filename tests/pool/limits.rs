@@ -74,7 +74,7 @@ fn an_endpoint_whose_server_only_hangs_up_expires_as_well() {
 #[test]
 fn the_server_closes_a_session_that_is_silent_both_ways() {
     let echo = Echo::start();
-    let server = Side::server(echo.address, &[PLAIN, "--session-timeout=0.3"]);
+    let server = Side::server(echo.address, &[PLAIN, "--session-timeout=2"]);
     let session = new_session();
     let mut raws = [Raw::join(server.address, session), Raw::join(server.address, session)];
     raws[0].echo(b"hello");

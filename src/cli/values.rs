@@ -18,6 +18,19 @@ pub fn number(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, String> {
     }
 }
 
+/// A whole number from `min` to `max`, as a count of things in memory.
+pub fn count(min: u64, max: u64) -> impl Fn(&str) -> Result<usize, String> {
+    let parse = number(min, max);
+    move |text| parse(text).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// A socket buffer's size in bytes: kernels count it in an int, doubled.
+pub fn buffer_size(text: &str) -> Result<usize, String> {
+    let allowed = || "bytes from 0 to 1G, such as 262144 or 256k".to_owned();
+    let bytes = size(text)?;
+    usize::try_from(bytes).ok().filter(|bytes| *bytes <= 1 << 30).ok_or_else(allowed)
+}
+
 /// A time from zero to ten years: seconds, or a number with the unit `ms`, `s`, `m` or `h`;
 /// fractions are allowed. What is shorter than a nanosecond is rounded up, as zero often means
 /// "never".

@@ -13,7 +13,7 @@ use crate::cli::common::common;
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::logging::Sink;
 use crate::cli::table::Opt;
-use crate::cli::values::{choice, duration, number, size};
+use crate::cli::values::{buffer_size, choice, count, duration, number};
 use crate::net::udp::Buffers;
 use crate::runtime::daemon::absolute;
 use log::LevelFilter;
@@ -176,19 +176,7 @@ fn verbosity(text: &str) -> Result<LevelFilter, String> {
     }
 }
 
-/// Kernels count socket buffers in an int, doubled.
-fn buffer_size(text: &str) -> Result<usize, String> {
-    let allowed = || "bytes from 0 to 1G, such as 262144 or 256k".to_owned();
-    let bytes = size(text)?;
-    usize::try_from(bytes).ok().filter(|bytes| *bytes <= 1 << 30).ok_or_else(allowed)
-}
-
 fn positive(text: &str) -> Result<Duration, String> {
     duration(text)
         .and_then(|time| if time.is_zero() { Err("a time above 0".to_owned()) } else { Ok(time) })
-}
-
-fn count(min: u64, max: u64) -> impl Fn(&str) -> Result<usize, String> {
-    let parse = number(min, max);
-    move |text| parse(text).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
 }

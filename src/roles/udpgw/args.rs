@@ -4,7 +4,7 @@ use super::{Config, LocalAddresses, Mapping, TlsFiles};
 use crate::cli::common::{COMMON, common};
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::table::{Command, Opt, Takes};
-use crate::cli::values::{choice, cidr, duration, endpoint, number, size};
+use crate::cli::values::{buffer_size, choice, cidr, count, duration, endpoint, number};
 use crate::net::tcp::{Keepalive, StreamOptions};
 use crate::net::udp::Buffers;
 use crate::runtime::daemon::absolute;
@@ -320,18 +320,6 @@ fn real_endpoint(text: &str) -> Result<SocketAddr, String> {
 fn prefix(text: &str) -> Result<Prefix, String> {
     let (address, length) = cidr(text)?;
     Prefix::new(address, length).ok_or_else(|| "ADDR or ADDR/LENGTH".to_owned())
-}
-
-/// Kernels count socket buffers in an int, doubled.
-fn buffer_size(text: &str) -> Result<usize, String> {
-    let allowed = || "bytes from 0 to 1G, such as 262144 or 256k".to_owned();
-    let bytes = size(text)?;
-    usize::try_from(bytes).ok().filter(|bytes| *bytes <= 1 << 30).ok_or_else(allowed)
-}
-
-fn count(min: u64, max: u64) -> impl Fn(&str) -> Result<usize, String> {
-    let parse = number(min, max);
-    move |text| parse(text).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// Zero stands for none.

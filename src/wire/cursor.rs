@@ -50,6 +50,16 @@ impl<'a> Cursor<'a> {
         self.take_array().map(u16::from_be_bytes)
     }
 
+    /// Four bytes, most significant first.
+    pub fn u32_be(&mut self) -> Option<u32> {
+        self.take_array().map(u32::from_be_bytes)
+    }
+
+    /// Eight bytes, most significant first.
+    pub fn u64_be(&mut self) -> Option<u64> {
+        self.take_array().map(u64::from_be_bytes)
+    }
+
     /// Four bytes in network order.
     pub fn ipv4(&mut self) -> Option<Ipv4Addr> {
         self.take_array::<4>().map(Ipv4Addr::from)

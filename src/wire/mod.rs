@@ -4,6 +4,8 @@
 pub mod cursor;
 pub mod dns;
 pub mod length_prefix;
+pub mod peer;
 pub mod pool;
 pub mod proxy_protocol;
+pub mod rendezvous;
 pub mod udpgw;

@@ -5,7 +5,7 @@ use super::batch::{BATCH_LEN, Batch, Waiting, recycle};
 use super::counters::{DropReason, LinkEnd};
 use super::{Activity, Shared};
 use crate::net::stream::{Filled, Rest, Stream};
-use crate::net::sys::mmsg::SendQueue;
+use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};

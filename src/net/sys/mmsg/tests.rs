@@ -52,6 +52,21 @@ fn send_connected(socket: &UdpSocket, payloads: &[Vec<u8>]) -> SendReport {
     batch.finish()
 }
 
+/// A connected socket that holds an ICMP error, and the other end, which is there again.
+///
+/// What a firewall answers (ICMP host prohibited: EHOSTUNREACH) as the kernel keeps it for a
+/// connected socket: here made by sending to a port that was closed, which is all that loopback has.
+fn with_icmp_error() -> (UdpSocket, UdpSocket) {
+    let sender = socket("127.0.0.1:0");
+    let gone = socket("127.0.0.1:0");
+    let address = gone.local_addr().unwrap();
+    sender.connect(address).unwrap();
+    drop(gone);
+    sender.send(b"to nobody").unwrap();
+    let back = socket(&address.to_string());
+    (sender, back)
+}
+
 #[test]
 fn a_batch_reaches_every_destination_in_order() {
     for any in ["127.0.0.1:0", "[::1]:0"] {
@@ -144,13 +159,7 @@ fn one_bad_destination_costs_only_its_own_datagram() {
 
 #[test]
 fn an_icmp_error_does_not_swallow_the_next_datagram() {
-    let sender = socket("127.0.0.1:0");
-    let gone = socket("127.0.0.1:0");
-    let address = gone.local_addr().unwrap();
-    sender.connect(address).unwrap();
-    drop(gone);
-    sender.send(b"to nobody").unwrap();
-    let back = socket(&address.to_string());
+    let (sender, back) = with_icmp_error();
     let mut queue = SendQueue::default();
     let mut batch = queue.batch(&sender, true);
     batch.push(None, b"to somebody");
@@ -222,17 +231,9 @@ fn the_kernels_drops_are_told() {
     assert_eq!(queue.kernel_drops(), Some(u32::try_from(100 - kept).unwrap()));
 }
 
-/// What a firewall answers (ICMP host prohibited: EHOSTUNREACH) as the kernel keeps it for a
-/// connected socket: here made by sending to a port that was closed, which is all that loopback has.
 #[test]
 fn an_icmp_error_stops_neither_a_train_nor_segmentation() {
-    let sender = socket("127.0.0.1:0");
-    let gone = socket("127.0.0.1:0");
-    let address = gone.local_addr().unwrap();
-    sender.connect(address).unwrap();
-    drop(gone);
-    sender.send(b"to nobody").unwrap();
-    let back = socket(&address.to_string());
+    let (sender, back) = with_icmp_error();
     let payloads: Vec<Vec<u8>> = (0..10u8).map(|n| vec![n; 100]).collect();
     let report = send_connected(&sender, &payloads);
     assert_eq!((report.sent, report.failed, report.icmp_errors), (10, 0, 1));

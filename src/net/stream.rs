@@ -208,6 +208,11 @@ impl Stream {
         }
     }
 
+    /// Whether a TLS client was to name an application protocol and has not.
+    pub fn lacks_alpn(&self) -> bool {
+        matches!(self, Stream::Server(stream) if stream.lacks_alpn())
+    }
+
     /// Reads what is there, as far as it fits into `bytes`.
     ///
     /// To be called when the poll says so, or after [`Rest::More`]. A short read empties a TCP

@@ -264,6 +264,33 @@ fn application_protocols_must_match() {
 }
 
 #[test]
+fn a_client_without_an_application_protocol_is_refused_by_a_server_that_wants_one() {
+    let (_target, target) = remote();
+    let pki = Pki::new();
+    let args = [Protection::Tls.server(&pki), vec!["--alpn=http/1.1".to_owned()]].concat();
+    let server = Side::server(target, &words(&args));
+    let mut raw = raw_tls(server.address, &pki.authority.pem(), None).expect("no handshake");
+    // The server may have closed by now.
+    let _ = raw.stream.write_all(&new_session().bytes());
+    let _ = raw.stream.write_all(b"\0\x05hello");
+    // An end or a reset: what it sent is never read.
+    assert!(!matches!(raw.stream.read(&mut [0; 16]), Ok(1..)));
+    server.await_metric("connection_failures_total{reason=\"alpn\"}", 1);
+    let line = server.service.await_log("no application protocol");
+    assert!(line.contains("--alpn") && line.contains("not set up"), "{line}");
+    for nothing in ["sessions_opened_total", "connections_up_total"] {
+        assert_eq!(server.metric(nothing), 0);
+    }
+
+    let mut args = Protection::Tls.client(&pki);
+    args.extend(QUICK.map(str::to_owned));
+    let client = Side::client(server.address, &words(&args));
+    Endpoint::to(client.address).send(b"hello");
+    server.await_at_least("connection_failures_total{reason=\"alpn\"}", 2);
+    assert_eq!(server.metric("datagrams_total{direction=\"to-udp\"}"), 0);
+}
+
+#[test]
 fn a_server_that_cares_for_no_application_protocol_takes_any() {
     let (target, target_address) = remote();
     let pki = Pki::new();

@@ -162,6 +162,13 @@ impl Connection {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                         Err(error) => return Err((SetUpFailure::Tls, error)),
                     }
+                    if self.stream.lacks_alpn() {
+                        self.stream.close();
+                        let cause = io::Error::other(
+                            "the client offers no application protocol (ALPN), --alpn wants one",
+                        );
+                        return Err((SetUpFailure::Alpn, cause));
+                    }
                     if self.framing == Framing::Mullvad {
                         // An id of its own, which nobody else can ask for.
                         let bytes =

@@ -60,6 +60,7 @@ pub(super) enum SetUpFailure {
     Connect,
     Timeout,
     Tls,
+    Alpn,
     ProtocolError,
     Limit,
     System,
@@ -67,8 +68,8 @@ pub(super) enum SetUpFailure {
 
 impl SetUpFailure {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 7] =
-        ["lookup", "connect", "timeout", "tls", "protocol", "limit", "system"];
+    const LABELS: [&'static str; 8] =
+        ["lookup", "connect", "timeout", "tls", "alpn", "protocol", "limit", "system"];
 }
 
 /// Counters of one side of the pool.

@@ -130,7 +130,10 @@ fn certificates_are_shown_and_each_failure_is_told_apart() {
     check(port, &["--no-tls"]).fails("", &["without --no-tls"]);
 
     let (_plain, plain_port) = server(echo.address, &["--no-tls"]);
-    check(plain_port, &["-C", &ca, "--timeout=300ms"])
+    check(plain_port, &["-C", &ca])
+        .fails("TLS handshake as 127.0.0.1", &["does not speak TLS", "--no-tls"]);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    check(silent.local_addr().unwrap().port(), &["-C", &ca, "--timeout=300ms"])
         .fails("no answer in time", &["does not speak TLS", "--no-tls"]);
 
     let (_strict, port) = server(echo.address, &[&serve[..], &["-C", &other_ca]].concat());

@@ -238,6 +238,40 @@ fn a_client_takes_new_certificates_and_never_unusable_ones() {
 }
 
 #[test]
+fn tls_at_a_plain_server_is_told_and_near_misses_are_ids() {
+    let echo = Echo::start();
+    let pki = Pki::new();
+    let reason = "connection_failures_total{reason=\"tls-to-plain\"}";
+    let server = Side::server(echo.address, &["--no-tls"]);
+    assert!(raw_tls(server.address, &pki.authority.pem(), None).is_none());
+    server.await_metric(reason, 1);
+    let line = server.service.await_log("the client speaks TLS");
+    assert!(line.contains("--no-tls") && line.contains("--cert"), "{line}");
+    let mut args = pki.trust();
+    args.extend(QUICK.map(str::to_owned));
+    let client = Side::client(server.address, &words(&args));
+    Endpoint::to(client.address).send(b"hello");
+    server.await_at_least(reason, 2);
+    client.await_at_least("connection_failures_total{reason=\"tls\"}", 1);
+    assert_eq!(server.metric("sessions_opened_total"), 0);
+    client.stop();
+
+    // A version 4 UUID that is as near as one comes, and one in pieces.
+    let mut id = *b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\xde\xad\xbe\xef\0";
+    let refused = server.metric(reason);
+    let mut pieces = Raw::connect(server.address);
+    for piece in id.chunks(3) {
+        pieces.stream.write_all(piece).unwrap();
+    }
+    assert!(pieces.is_closed());
+    server.await_metric(reason, refused + 1);
+    id = udpferry::wire::pool::SessionId::from_random(id).bytes();
+    let mut near = Raw::connect(server.address);
+    near.stream.write_all(&id).unwrap();
+    near.echo(b"a session");
+}
+
+#[test]
 fn application_protocols_must_match() {
     let echo = Echo::start();
     let pki = Pki::new();

@@ -11,7 +11,7 @@ use crate::net::tls::Acceptor;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
-use crate::wire::pool::{SESSION_ID_LEN, SessionId};
+use crate::wire::pool::{SESSION_ID_LEN, SessionId, is_client_hello};
 use mio::Interest;
 use mio::net::TcpStream;
 use std::io::{self, Read};
@@ -187,6 +187,14 @@ impl Connection {
                     Ok(len) => {
                         have += len;
                         if have == SESSION_ID_LEN {
+                            // Within TLS it would be somebody's odd id, and no mistake.
+                            if matches!(self.stream, Stream::Plain(_)) && is_client_hello(&id) {
+                                let cause = io::Error::other(
+                                    "the client speaks TLS, this server was started with --no-tls \
+                                     instead of --cert",
+                                );
+                                return Err((SetUpFailure::TlsToPlain, cause));
+                            }
                             return Ok(SessionId::parse(&id));
                         }
                         self.events.again(STREAM, readiness);

@@ -61,6 +61,7 @@ pub(super) enum SetUpFailure {
     Timeout,
     Tls,
     Alpn,
+    TlsToPlain,
     ProtocolError,
     Limit,
     System,
@@ -68,8 +69,17 @@ pub(super) enum SetUpFailure {
 
 impl SetUpFailure {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 8] =
-        ["lookup", "connect", "timeout", "tls", "alpn", "protocol", "limit", "system"];
+    const LABELS: [&'static str; 9] = [
+        "lookup",
+        "connect",
+        "timeout",
+        "tls",
+        "alpn",
+        "tls-to-plain",
+        "protocol",
+        "limit",
+        "system",
+    ];
 }
 
 /// Counters of one side of the pool.

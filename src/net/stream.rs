@@ -249,6 +249,16 @@ impl Stream {
         Filled { len, rest }
     }
 
+    /// What the other side has said before it closed, to be asked when a write has failed: the error
+    /// that reading yields, such as a TLS alert, if it says more than that nothing can be read.
+    pub fn last_word(&mut self) -> Option<io::Error> {
+        if matches!(self, Stream::Plain(_)) {
+            return None;
+        }
+        self.socket().trust_short_reads(false);
+        self.read(&mut [0; 1]).err().filter(|error| error.kind() == io::ErrorKind::Other)
+    }
+
     /// Says goodbye in TLS, if that needs no waiting.
     pub fn close(&mut self) {
         match self {

@@ -99,6 +99,42 @@ fn a_client_certificate_of_somebody_else_is_refused() {
 }
 
 #[test]
+fn a_refused_client_certificate_is_a_failure_and_waits_as_one() {
+    let (_target, target) = remote();
+    let pki = Pki::new();
+    let args = [pki.identity("server"), pki.trust()].concat();
+    let server = Side::server(target, &words(&args));
+    pki.issue("stranger", &authority("another authority").issue());
+    let stranger = [pki.identity("stranger"), pki.trust()].concat();
+    for (args, alert) in [(pki.trust(), "certificate required"), (stranger, "unknown ca")] {
+        let mut args = words(&args);
+        args.extend(["--backoff=0.2", "--pool-size=1"]);
+        let client = Side::client(server.address, &args);
+        let endpoint = Endpoint::to(client.address);
+        endpoint.send(b"secret");
+        // Each wait is twice as long as the one before: the whole backoff, not its tenth.
+        for wait in ["200ms", "400ms", "800ms"] {
+            // Something to write for every connection, which may fail before the alert is read.
+            endpoint.send(b"secret");
+            let line = client.service.await_log(&format!("next attempt in {wait}"));
+            assert!(line.contains(" warning ") && line.contains(alert), "{line}");
+        }
+        client.await_at_least("connection_failures_total{reason=\"client-certificate\"}", 3);
+        let failed = "connections_down_total{reason=\"failed\"}";
+        assert!(client.metric(failed) <= client.metric("connections_up_total"));
+        for other in ["tls", "connect"] {
+            let name = format!("connection_failures_total{{reason=\"{other}\"}}");
+            assert_eq!(client.metric(&name), 0, "{}", client.service.log());
+        }
+        client.await_metric("connections", 0);
+        let log = client.service.log();
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains(" warning ")).collect();
+        assert!(warnings.iter().all(|line| line.contains("next attempt")), "{warnings:?}");
+    }
+    assert_eq!(server.metric("datagrams_total{direction=\"to-udp\"}"), 0);
+}
+
+#[test]
 fn names_are_checked_as_told() {
     let echo = Echo::start();
     let pki = Pki::new();

@@ -60,6 +60,7 @@ pub(super) enum SetUpFailure {
     Connect,
     Timeout,
     Tls,
+    ClientCertificate,
     Alpn,
     TlsToPlain,
     ProtocolError,
@@ -69,11 +70,12 @@ pub(super) enum SetUpFailure {
 
 impl SetUpFailure {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 9] = [
+    const LABELS: [&'static str; 10] = [
         "lookup",
         "connect",
         "timeout",
         "tls",
+        "client-certificate",
         "alpn",
         "tls-to-plain",
         "protocol",

@@ -10,7 +10,7 @@ use super::server::STREAM_OPTIONS;
 use super::{Activity, Destination, Shared};
 use crate::net::stream::{ReadAhead, Socket, Stream};
 use crate::net::tcp;
-use crate::net::tls_failure::is_certificate_refused;
+use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
@@ -231,7 +231,7 @@ impl Uplink {
                 return Err(match stream.last_word() {
                     Some(word) => {
                         let text = word.to_string();
-                        (kind_of(&text), format!("{address}: {text}"))
+                        (kind_of(&text), format!("{address}: {}", in_plain_words(&text)))
                     }
                     None => failed(error),
                 });
@@ -260,7 +260,8 @@ impl Uplink {
         };
         let failed = |error: &native_tls::Error| {
             let text = error.to_string();
-            (kind_of(&text), format!("{address}: TLS with {}: {text}", tls.server_name))
+            let cause = in_plain_words(&text);
+            (kind_of(&text), format!("{address}: TLS with {}: {cause}", tls.server_name))
         };
         let mut result = tls.connector.connect(&tls.server_name, ReadAhead::new(socket.clone()));
         loop {
@@ -334,12 +335,13 @@ impl Uplink {
         let mut refusal = None;
         match end {
             LinkEnd::Failed(error) if is_certificate_refused(&error.to_string()) => {
-                let cause = format!("client certificate refused: {error}");
+                let cause = in_plain_words(&error.to_string());
                 refusal = Some((SetUpFailure::ClientCertificate, cause));
             }
             LinkEnd::Failed(error) => {
                 let destination = &self.route.destination;
-                shared.warn(&format_args!("uplink to {destination}: {error}"));
+                let cause = in_plain_words(&error.to_string());
+                shared.warn(&format_args!("uplink to {destination}: {cause}"));
             }
             end => log::debug!("uplink {}: {end}", self.serial),
         }

@@ -65,12 +65,20 @@ const MAX_SESSIONS: Opt = Opt::value(
 
 const NO_TLS: Opt = Opt::switch(&["--no-tls"], "Plain TCP: anybody on the path reads along.");
 
+const KEY: Opt = Opt::value(
+    &["--key", "-k"],
+    "FILE",
+    None,
+    "The certificate's private key (PEM, no passphrase); without it, the certificate's file \
+     holds it.",
+);
+
 const ALPN: Opt = Opt::value(
     &["--alpn"],
     "PROTOCOL",
     None,
     "The application protocol in the TLS handshake (ALPN), such as http/1.1; a server refuses \
-     clients that offer only others.",
+     clients that offer none, or only others.",
 );
 
 fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {

@@ -6,4 +6,5 @@ pub mod dns;
 pub mod length_prefix;
 pub mod pool;
 pub mod proxy_protocol;
+pub mod stun;
 pub mod udpgw;

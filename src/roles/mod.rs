@@ -3,6 +3,7 @@
 pub mod dial;
 pub mod frame;
 pub mod listening;
+pub mod peer;
 pub mod pool;
 pub mod proof;
 pub mod report;

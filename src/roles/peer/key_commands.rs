@@ -25,10 +25,7 @@ pub const KEYGEN: Command = Command {
     sections: &[("Common", INFORMATION)],
     examples: &[
         ("umask 077; udpferry keygen > peer.key", "Make a key that nobody else can read."),
-        (
-            "udpferry keygen | tee peer.key | udpferry pubkey",
-            "Make a key and see its public half.",
-        ),
+        ("udpferry keygen | tee peer.key | udpferry pubkey", "Make a key and see its public half."),
     ],
 };
 

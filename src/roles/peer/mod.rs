@@ -2,10 +2,10 @@
 //!
 //! What the members of a room share, say and may believe; no sockets and no threads in these.
 
-//pub mod chat;
+pub mod chat;
 pub mod identity;
 pub mod key_commands;
-//pub mod probe;
+pub mod probe;
 pub mod room;
-//pub mod seal;
-//pub mod tunnel;
+pub mod seal;
+pub mod tunnel;

@@ -108,7 +108,11 @@ impl Room {
         let name: String = letters
             .iter()
             .enumerate()
-            .map(|(at, byte)| if at % 2 == 0 { pick(CONSONANTS, *byte) } else { pick(VOWELS, *byte) })
+            .map(
+                |(at, byte)| {
+                    if at % 2 == 0 { pick(CONSONANTS, *byte) } else { pick(VOWELS, *byte) }
+                },
+            )
             .collect();
         let secret = secret.iter().fold(0, |number, byte| (number << 8) | u128::from(*byte));
         let symbols = symbols_of(secret, checksum(&name, secret));

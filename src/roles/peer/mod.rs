@@ -21,10 +21,12 @@ mod counters;
 mod detect;
 mod forward;
 mod identity;
+pub mod key_commands;
 mod legacy;
 mod meeting;
 mod member;
 mod network;
+mod outbox;
 mod probe;
 mod room;
 mod run;
@@ -33,7 +35,7 @@ mod terminal;
 mod tunnel;
 
 pub use args::COMMAND;
-pub use identity::{KEYGEN, PUBKEY, keygen, pubkey};
+
 
 use super::startup;
 use crate::cli::common::Common;

@@ -7,4 +7,8 @@ pub mod flow_table;
 pub mod link_choice;
 pub mod port_pool;
 pub mod registration;
+pub mod punch;
+pub mod seeded;
+#[cfg(test)]
+pub(crate) mod simulated_nat;
 pub mod token_bucket;

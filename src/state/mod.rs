@@ -3,7 +3,12 @@
 pub mod access;
 pub mod admission;
 pub mod backoff;
+pub mod contact;
 pub mod flow_table;
 pub mod link_choice;
+pub mod pairing;
 pub mod port_pool;
+pub mod registry;
+pub mod slots;
+pub mod source_rate;
 pub mod token_bucket;

@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
-use udpferry::net::sys::mmsg::RECEIVE_BATCH;
+use udpferry::net::sys::mmsg::receive::RECEIVE_BATCH;
 
 /// More than any workload has in flight per client.
 const SOCKET_BUFFER_LEN: usize = 1 << 20;

@@ -10,7 +10,8 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
-use udpferry::net::sys::mmsg::{RECEIVE_BATCH, ReceiveQueue, SendQueue};
+use udpferry::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
+use udpferry::net::sys::mmsg::send::SendQueue;
 use udpferry::net::sys::sockopt;
 
 const SOCKET: Token = Token(0);

@@ -6,7 +6,8 @@ use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
-use udpferry::net::sys::mmsg::{RECEIVE_BATCH, ReceiveQueue, SendQueue};
+use udpferry::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
+use udpferry::net::sys::mmsg::send::SendQueue;
 
 /// The kernel grants at most net.core.rmem_max, unless to root.
 const SOCKET_BUFFER_LEN: usize = 4 << 20;

@@ -6,7 +6,8 @@ use super::window::{Answer, Windows};
 use mio::event::Source;
 use std::io;
 use std::ops::Range;
-use udpferry::net::sys::mmsg::{ReceiveQueue, SendQueue};
+use udpferry::net::sys::mmsg::receive::ReceiveQueue;
+use udpferry::net::sys::mmsg::send::SendQueue;
 
 /// Bytes per read of a stream, what is carried over included. More than a whole frame, so that a
 /// read always has room.

@@ -1,6 +1,7 @@
 //! UDP sockets for flows: made in one place, with the options that batching wants.
 
-use super::sys::mmsg::{ReceiveQueue, SendBatch, SendQueue};
+use super::sys::mmsg::receive::ReceiveQueue;
+use super::sys::mmsg::send::{SendBatch, SendQueue};
 use super::sys::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -41,26 +42,24 @@ impl UdpSocket {
     /// A socket bound to `local` that talks to anyone. With `shared_port`, other sockets that also
     /// ask for it may bind the same address (`SO_REUSEADDR`).
     pub fn bind(local: SocketAddr, shared_port: bool, buffers: Buffers) -> io::Result<UdpSocket> {
-        let socket = Socket::new(
-            Domain::for_address(local),
-            Type::DGRAM.nonblocking().cloexec(),
-            Some(Protocol::UDP),
-        )?;
-        if local.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
+        let socket = make(local, buffers)?;
         if shared_port {
             socket.set_reuse_address(true)?;
         }
-        if sockopt::force_buffers(&socket, buffers.receive, buffers.send).is_err() {
-            // Without privileges the kernel grants what its limits allow.
-            if buffers.receive > 0 {
-                socket.set_recv_buffer_size(buffers.receive)?;
-            }
-            if buffers.send > 0 {
-                socket.set_send_buffer_size(buffers.send)?;
-            }
-        }
+        UdpSocket::bind_made(socket, local)
+    }
+
+    /// A socket bound to `local`, perhaps a wildcard address, whose received messages tell which
+    /// address of this host they were sent to: [`Received::destination`].
+    ///
+    /// [`Received::destination`]: super::sys::mmsg::receive::Received::destination
+    pub fn bind_with_destinations(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
+        let socket = make(local, buffers)?;
+        sockopt::report_destinations(&socket, local.is_ipv6())?;
+        UdpSocket::bind_made(socket, local)
+    }
+
+    fn bind_made(socket: Socket, local: SocketAddr) -> io::Result<UdpSocket> {
         // Both only save work or add a count, and old kernels have neither: a refusal is no failure.
         let _ = sockopt::receive_merged(&socket);
         let _ = sockopt::report_drops(&socket);
@@ -114,6 +113,28 @@ impl UdpSocket {
     }
 }
 
+/// A socket for `local`, not bound yet.
+fn make(local: SocketAddr, buffers: Buffers) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(local),
+        Type::DGRAM.nonblocking().cloexec(),
+        Some(Protocol::UDP),
+    )?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if sockopt::force_buffers(&socket, buffers.receive, buffers.send).is_err() {
+        // Without privileges the kernel grants what its limits allow.
+        if buffers.receive > 0 {
+            socket.set_recv_buffer_size(buffers.receive)?;
+        }
+        if buffers.send > 0 {
+            socket.set_send_buffer_size(buffers.send)?;
+        }
+    }
+    Ok(socket)
+}
+
 impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -123,6 +144,7 @@ impl AsFd for UdpSocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn buffers_are_set_and_ports_are_shared_only_when_asked() {
@@ -150,5 +172,24 @@ mod tests {
         UdpSocket::bind(v4, false, Buffers::default()).unwrap();
         assert_eq!(any_port(v4), "0.0.0.0:0".parse().unwrap());
         assert_eq!(any_port("[::1]:5".parse().unwrap()), "[::]:0".parse().unwrap());
+    }
+
+    #[test]
+    fn destinations_are_told_when_asked_for() {
+        for (any, to) in [("0.0.0.0:0", "127.0.0.2"), ("[::]:0", "::1")] {
+            let any: SocketAddr = any.parse().unwrap();
+            let mut server = UdpSocket::bind_with_destinations(any, Buffers::default()).unwrap();
+            let sender = std::net::UdpSocket::bind(any).unwrap();
+            let to = SocketAddr::new(to.parse().unwrap(), server.local_addr().unwrap().port());
+            sender.send_to(b"x", to).unwrap();
+            let mut queue = ReceiveQueue::default();
+            let mut poll = mio::Poll::new().unwrap();
+            poll.registry()
+                .register(server.source(), mio::Token(0), mio::Interest::READABLE)
+                .unwrap();
+            poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_secs(5))).unwrap();
+            assert_eq!(server.receive(&mut queue).unwrap(), 1);
+            assert_eq!(queue.messages().next().unwrap().destination(), Some(to.ip()));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod dial;
 pub mod frame;
+pub mod framed;
 pub mod listening;
 pub mod pool;
 pub mod proof;

@@ -7,7 +7,7 @@
 //! [`EventLoop::unpark`], when what blocked it is gone). A handler that drained it says nothing.
 
 use mio::event::Source;
-use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
@@ -99,11 +99,6 @@ impl EventLoop {
     /// A waker whose wake shows as `token` being readable: one descriptor.
     pub fn waker(&self, token: Token) -> io::Result<Waker> {
         Waker::new(self.poll.registry(), token)
-    }
-
-    /// The registry, for sources that register themselves.
-    pub fn registry(&self) -> &Registry {
-        self.poll.registry()
     }
 
     /// Begins a round: waits until a source is ready or `timeout` has passed, not at all if a source

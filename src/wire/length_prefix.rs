@@ -93,6 +93,34 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
+/// The beginning of a frame whose end has not arrived, kept from one read of a stream to the next.
+/// Takes no memory while there is none.
+#[derive(Debug, Default)]
+pub struct Unfinished {
+    bytes: Vec<u8>,
+}
+
+impl Unfinished {
+    /// Copies it to the front of `input`, behind which the next read goes, and returns its length: at
+    /// most `PREFIX_LEN + body_len_max - 1` bytes, which `input` must be longer than.
+    pub fn restore(&self, input: &mut [u8]) -> usize {
+        if let Some(front) = input.get_mut(..self.bytes.len()) {
+            front.copy_from_slice(&self.bytes);
+        }
+        self.bytes.len()
+    }
+
+    /// Keeps `bytes`, what [`Frames::unfinished`] left, instead of what it kept before.
+    pub fn keep(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.clear();
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,12 +193,18 @@ mod tests {
                 let mut found = Vec::new();
                 let mut first = Frames::new(&bytes[..split], ByteOrder::Little, 65535);
                 found.extend(first.by_ref().map(|frame| frame.unwrap().to_vec()));
-                let mut rest = first.unfinished().to_vec();
-                rest.extend(&bytes[split..]);
-                let mut second = Frames::new(&rest, ByteOrder::Little, 65535);
+                let mut unfinished = Unfinished::default();
+                unfinished.keep(first.unfinished());
+                let mut input = vec![0xff; bytes.len()];
+                let kept = unfinished.restore(&mut input);
+                let len = kept + bytes.len() - split;
+                input[kept..len].copy_from_slice(&bytes[split..]);
+                let mut second = Frames::new(&input[..len], ByteOrder::Little, 65535);
                 found.extend(second.by_ref().map(|frame| frame.unwrap().to_vec()));
                 prop_assert_eq!(&found, &bodies);
                 prop_assert!(second.unfinished().is_empty());
+                unfinished.keep(second.unfinished());
+                prop_assert_eq!((unfinished.restore(&mut input), unfinished.bytes.capacity()), (0, 0));
             }
         }
     }

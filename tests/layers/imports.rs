@@ -63,7 +63,7 @@ const RULES: &[Rule] = &[
 
 /// Modules of `roles` that are no role: what all roles share.
 const ROLE_FRAME: &[&str] =
-    &["dial", "frame", "listening", "proof", "report", "selftest", "startup"];
+    &["dial", "frame", "framed", "listening", "proof", "report", "selftest", "startup"];
 
 /// The module that a file is: `src/net/sys/mod.rs` is net, sys. Empty for lib.rs.
 fn module_of(file: &str) -> Vec<String> {

@@ -23,6 +23,17 @@ pub fn report_drops(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }
 
+/// Lets received messages carry the address that they were sent to (`IP_PKTINFO`, ip(7), or
+/// `IPV6_RECVPKTINFO`, ipv6(7)). The kernel notes an IPv4 one when the message comes: to be called
+/// before the socket is bound.
+pub fn report_destinations(socket: &impl AsFd, is_ipv6: bool) -> io::Result<()> {
+    if is_ipv6 {
+        set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
+    } else {
+        set_int(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
+    }
+}
+
 /// Asks for socket buffers past net.core.rmem_max and wmem_max (`SO_RCVBUFFORCE`,
 /// `SO_SNDBUFFORCE`); only for CAP_NET_ADMIN.
 pub fn force_buffers(socket: &impl AsFd, receive: usize, send: usize) -> io::Result<()> {

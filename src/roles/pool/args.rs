@@ -65,6 +65,14 @@ const MAX_SESSIONS: Opt = Opt::value(
 
 const NO_TLS: Opt = Opt::switch(&["--no-tls"], "Plain TCP: anybody on the path reads along.");
 
+const KEY: Opt = Opt::value(
+    &["--key", "-k"],
+    "FILE",
+    None,
+    "The certificate's private key (PEM, no passphrase); without it, the certificate's file \
+     holds it.",
+);
+
 const ALPN: Opt = Opt::value(
     &["--alpn"],
     "PROTOCOL",

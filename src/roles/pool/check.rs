@@ -1,7 +1,7 @@
 //! `udpferry check pool`: an operator's first aid, from the client's side of the server.
 
 use super::args::{CLIENT_TLS, client_tls, port_argument};
-use super::probe::{NoReply, Probe};
+use super::probe::Probe;
 use super::{ClientTls, Destination};
 use crate::cli::common::INFORMATION;
 use crate::cli::flags::Matches;
@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::net::random;
 use crate::net::tls::{ClientTrust, Identity};
 use crate::roles::dial::{ConnectHints, TlsWords, connect_step, plain, recognise, tls_step};
+use crate::roles::framed::NoReply;
 use crate::roles::report::{Report, say};
 use crate::runtime::clock;
 use crate::wire::pool::SessionId;

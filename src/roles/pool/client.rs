@@ -11,7 +11,7 @@ use super::uplink::{Route, Tls, Uplink, Word};
 use super::{Activity, ClientConfig, ClientTls, Framing, Shared};
 use crate::error::Error;
 use crate::net::random;
-use crate::net::sys::mmsg::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::tcp;
 use crate::net::tls::{ClientTrust, Identity, TlsError, connector};
 use crate::net::udp::UdpSocket;

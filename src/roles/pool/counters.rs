@@ -1,7 +1,7 @@
 //! What the pool counts. Both sides have the same counters: "stream" is the side of the
 //! connections, "udp" the side of the datagrams.
 
-use crate::net::sys::mmsg::SendReport;
+use crate::net::sys::mmsg::send::SendReport;
 use crate::runtime::metrics::{Counter, Gauge, Registry};
 use std::fmt;
 use std::io;

@@ -5,12 +5,12 @@ use super::batch::{BATCH_LEN, Batch, Waiting, recycle};
 use super::counters::{DropReason, LinkEnd};
 use super::{Activity, Shared};
 use crate::net::stream::{Filled, Rest, Stream};
-use crate::net::sys::mmsg::SendQueue;
+use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::queue::Receiver;
-use crate::wire::length_prefix::Frames;
+use crate::wire::length_prefix::{Frames, Unfinished};
 use crate::wire::pool::{BYTE_ORDER, DATAGRAM_LEN_MAX};
 use mio::Token;
 use std::io::{self, Write};
@@ -52,8 +52,7 @@ pub(super) struct Link {
     waiting: Arc<Waiting>,
     sink: Sink,
     activity: Arc<Activity>,
-    /// The beginning of a frame whose end has not arrived.
-    unfinished: Vec<u8>,
+    unfinished: Unfinished,
     /// Frames being written, and how much of them the stream has taken.
     writing: Vec<u8>,
     written: usize,
@@ -77,7 +76,7 @@ impl Link {
             waiting,
             sink,
             activity,
-            unfinished: Vec::new(),
+            unfinished: Unfinished::default(),
             writing: Vec::new(),
             written: 0,
             writing_datagrams: 0,
@@ -208,8 +207,7 @@ impl Link {
         bench: &mut Workbench,
     ) -> Result<(), LinkEnd> {
         let Workbench { input, send } = bench;
-        let kept = self.unfinished.len();
-        input[..kept].copy_from_slice(&self.unfinished);
+        let kept = self.unfinished.restore(input);
         let Filled { len: read, rest } =
             self.stream.fill(&mut input[kept..], readiness.read_closed);
         // Connections that come up and go down again carry nothing.
@@ -230,13 +228,7 @@ impl Link {
         counters.to_udp(&report);
         counters.drop(DropReason::SendBufferFull, report.blocked);
         counters.drop(DropReason::SendFailed, report.failed);
-        let unfinished = frames.unfinished();
-        if unfinished.is_empty() && self.unfinished.capacity() > 0 {
-            self.unfinished = Vec::new();
-        } else {
-            self.unfinished.clear();
-            self.unfinished.extend_from_slice(unfinished);
-        }
+        self.unfinished.keep(frames.unfinished());
         match rest {
             Rest::Nothing => Ok(()),
             Rest::More => {

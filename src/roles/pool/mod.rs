@@ -39,7 +39,7 @@ use super::startup;
 use crate::cli::common::Common;
 use crate::cli::flags::Matches;
 use crate::error::Error;
-use crate::net::sys::mmsg::ReceiveQueue;
+use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::net::udp;
 use crate::runtime::clock;
 use crate::runtime::metrics::{FamilyInfo, Registry};

@@ -4,7 +4,7 @@
 use super::batch::{Batch, LinkHandle, Links, new_batch, recycle};
 use super::counters::DropReason;
 use super::{Activity, Shared};
-use crate::net::sys::mmsg::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};

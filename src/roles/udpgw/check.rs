@@ -1,6 +1,6 @@
 //! `udpferry check udpgw`: an operator's first aid, from the client's side of the gateway.
 
-use super::probe::{NoReply, Probe, Reply};
+use super::probe::{Probe, Reply};
 use crate::cli::common::INFORMATION;
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::table::{Command, Opt, Positional};
@@ -8,6 +8,7 @@ use crate::cli::values::{duration, endpoint, text};
 use crate::error::Error;
 use crate::net::tls::{ClientTrust, Identity};
 use crate::roles::dial::{ConnectHints, TlsWords, connect_step, recognise, tls_step};
+use crate::roles::framed::NoReply;
 use crate::roles::report::{Report, say};
 use crate::runtime::clock;
 use crate::state::access::AccessList;

@@ -13,6 +13,7 @@ use crate::runtime::queue::Receiver;
 use crate::state::admission::Admission;
 use crate::state::flow_table::{FlowId, FlowTable};
 use crate::state::token_bucket::LogGate;
+use crate::wire::length_prefix::Unfinished;
 use crate::wire::proxy_protocol::{self, Source};
 use mio::net::TcpStream;
 use mio::{Interest, Token};
@@ -93,8 +94,7 @@ pub(super) struct Client {
     address_slot: Option<AddressSlot>,
     /// When the client was last heard: accepted, or a whole frame.
     pub heard: Instant,
-    /// The beginning of a frame whose end has not arrived.
-    pub unfinished: Vec<u8>,
+    pub unfinished: Unfinished,
     /// Frames that the stream would not take yet. While there are any, no UDP socket is read.
     pub unsent: Vec<u8>,
     pub flows: FlowTable,
@@ -138,7 +138,7 @@ impl Client {
             phase: Phase::ProxyHeader,
             address_slot: None,
             heard: now,
-            unfinished: Vec::new(),
+            unfinished: Unfinished::default(),
             unsent: Vec::new(),
             flows,
             sockets,

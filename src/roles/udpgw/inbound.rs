@@ -26,8 +26,7 @@ pub(super) fn read_stream(
     readiness: Readiness,
     now: Instant,
 ) -> Verdict {
-    let kept = client.unfinished.len();
-    bench.input[..kept].copy_from_slice(&client.unfinished);
+    let kept = client.unfinished.restore(&mut bench.input);
     let Filled { len: read, rest } =
         client.stream.fill(&mut bench.input[kept..], readiness.read_closed);
 
@@ -50,13 +49,7 @@ pub(super) fn read_stream(
             }
         }
     }
-    let unfinished = frames.unfinished();
-    if unfinished.is_empty() && client.unfinished.capacity() > 0 {
-        client.unfinished = Vec::new();
-    } else {
-        client.unfinished.clear();
-        client.unfinished.extend_from_slice(unfinished);
-    }
+    client.unfinished.keep(frames.unfinished());
     send_all(client, bench, &input, now);
     bench.input = input;
     verdict?;

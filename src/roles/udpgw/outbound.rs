@@ -4,7 +4,7 @@ use super::client::{Client, Verdict};
 use super::counters::{DropReason, EndReason, FlowEnd};
 use super::sockets::SocketId;
 use super::workbench::{OUTPUT_LEN, Workbench};
-use crate::net::sys::mmsg::RECEIVE_BATCH;
+use crate::net::sys::mmsg::receive::RECEIVE_BATCH;
 use crate::runtime::event_loop::Readiness;
 use crate::wire::dns::parse_answer;
 use crate::wire::udpgw::{Datagram, payload_len_max, write_frame};

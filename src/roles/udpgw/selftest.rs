@@ -1,9 +1,10 @@
 //! The role's rows of `udpferry selftest`.
 
-use super::probe::{NoReply, Probe};
+use super::probe::Probe;
 use crate::error::Error;
 use crate::net::tls::ClientTrust;
 use crate::roles::dial::Dial;
+use crate::roles::framed::NoReply;
 use crate::roles::proof::{
     Certificate, EchoServer, LARGE_SIZES, SIZES, TIMEOUT, Tally, datagram, run_clients,
 };

@@ -5,7 +5,8 @@
 //! datagram.
 
 use super::sockets::SocketId;
-use crate::net::sys::mmsg::{ReceiveQueue, SendQueue};
+use crate::net::sys::mmsg::receive::ReceiveQueue;
+use crate::net::sys::mmsg::send::SendQueue;
 use crate::runtime::stock::Stock;
 use std::net::SocketAddr;
 

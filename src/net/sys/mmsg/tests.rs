@@ -1,5 +1,11 @@
-use super::*;
-use std::net::UdpSocket;
+use super::receive::ReceiveQueue;
+use super::send::{SEGMENT_LEN_MAX, SendQueue, SendReport};
+use super::size_of_u32;
+use crate::net::sys::sockopt;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 fn socket(address: &str) -> UdpSocket {
@@ -15,9 +21,50 @@ fn next(socket: &UdpSocket) -> Vec<u8> {
     bytes
 }
 
+/// A socket without checksums may not segment (udp_send_skb: EINVAL).
+fn leave_out_checksums(socket: &UdpSocket) {
+    let yes: libc::c_int = 1;
+    // SAFETY: the option takes an int, which lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NO_CHECK,
+            (&raw const yes).cast(),
+            size_of_u32::<libc::c_int>(),
+        )
+    };
+    assert_eq!(result, 0);
+}
+
 /// Blocks until something waits, as the event loop would.
 fn await_readable(socket: &UdpSocket) {
     socket.peek(&mut [0; 1]).unwrap();
+}
+
+/// One batch of `payloads` out of a connected socket.
+fn send_connected(socket: &UdpSocket, payloads: &[Vec<u8>]) -> SendReport {
+    let mut queue = SendQueue::default();
+    let mut batch = queue.batch(socket, true);
+    for payload in payloads {
+        batch.push(None, payload);
+    }
+    batch.finish()
+}
+
+/// A connected socket that holds an ICMP error, and the other end, which is there again.
+///
+/// What a firewall answers (ICMP host prohibited: EHOSTUNREACH) as the kernel keeps it for a
+/// connected socket: here made by sending to a port that was closed, which is all that loopback has.
+fn with_icmp_error() -> (UdpSocket, UdpSocket) {
+    let sender = socket("127.0.0.1:0");
+    let gone = socket("127.0.0.1:0");
+    let address = gone.local_addr().unwrap();
+    sender.connect(address).unwrap();
+    drop(gone);
+    sender.send(b"to nobody").unwrap();
+    let back = socket(&address.to_string());
+    (sender, back)
 }
 
 #[test]
@@ -82,28 +129,11 @@ fn a_full_run_keeps_to_the_kernels_train_limits() {
 
 #[test]
 fn a_refused_train_is_sent_singly() {
-    // A socket without checksums may not segment (udp_send_skb: EINVAL).
     let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     sender.connect(receiver.local_addr().unwrap()).unwrap();
-    let yes: libc::c_int = 1;
-    // SAFETY: the option takes an int, which lives through the call.
-    let result = unsafe {
-        libc::setsockopt(
-            sender.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NO_CHECK,
-            (&raw const yes).cast(),
-            size_of_u32::<libc::c_int>(),
-        )
-    };
-    assert_eq!(result, 0);
+    leave_out_checksums(&sender);
     let payloads: Vec<Vec<u8>> = (0..10u8).map(|n| vec![n; 100]).collect();
-    let mut queue = SendQueue::default();
-    let mut batch = queue.batch(&sender, true);
-    for payload in &payloads {
-        batch.push(None, payload);
-    }
-    let report = batch.finish();
+    let report = send_connected(&sender, &payloads);
     assert!(report.segmentation_refused);
     assert_eq!((report.sent, report.failed), (10, 0));
     for payload in &payloads {
@@ -129,13 +159,7 @@ fn one_bad_destination_costs_only_its_own_datagram() {
 
 #[test]
 fn an_icmp_error_does_not_swallow_the_next_datagram() {
-    let sender = socket("127.0.0.1:0");
-    let gone = socket("127.0.0.1:0");
-    let address = gone.local_addr().unwrap();
-    sender.connect(address).unwrap();
-    drop(gone);
-    sender.send(b"to nobody").unwrap();
-    let back = socket(&address.to_string());
+    let (sender, back) = with_icmp_error();
     let mut queue = SendQueue::default();
     let mut batch = queue.batch(&sender, true);
     batch.push(None, b"to somebody");
@@ -173,16 +197,11 @@ fn receives_sources_empty_and_largest_datagrams() {
 #[test]
 fn a_merged_train_comes_apart_again() {
     let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
-    crate::net::sys::sockopt::receive_merged(&receiver).unwrap();
+    sockopt::receive_merged(&receiver).unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
     let payloads: Vec<Vec<u8>> =
         (0..20u8).map(|n| vec![n; if n == 19 { 7 } else { 100 }]).collect();
-    let mut sending = SendQueue::default();
-    let mut batch = sending.batch(&sender, true);
-    for payload in &payloads {
-        batch.push(None, payload);
-    }
-    assert_eq!(batch.finish().sent, 20);
+    assert_eq!(send_connected(&sender, &payloads).sent, 20);
     let mut queue = ReceiveQueue::default();
     await_readable(&receiver);
     assert_eq!(queue.receive(&receiver).unwrap(), 1, "loopback keeps the train whole");
@@ -194,7 +213,7 @@ fn a_merged_train_comes_apart_again() {
 #[test]
 fn the_kernels_drops_are_told() {
     let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
-    crate::net::sys::sockopt::report_drops(&receiver).unwrap();
+    sockopt::report_drops(&receiver).unwrap();
     socket2::SockRef::from(&receiver).set_recv_buffer_size(4096).unwrap();
     let to = receiver.local_addr().unwrap();
     for _ in 0..100 {
@@ -212,24 +231,11 @@ fn the_kernels_drops_are_told() {
     assert_eq!(queue.kernel_drops(), Some(u32::try_from(100 - kept).unwrap()));
 }
 
-/// What a firewall answers (ICMP host prohibited: EHOSTUNREACH) as the kernel keeps it for a
-/// connected socket: here made by sending to a port that was closed, which is all that loopback has.
 #[test]
 fn an_icmp_error_stops_neither_a_train_nor_segmentation() {
-    let sender = socket("127.0.0.1:0");
-    let gone = socket("127.0.0.1:0");
-    let address = gone.local_addr().unwrap();
-    sender.connect(address).unwrap();
-    drop(gone);
-    sender.send(b"to nobody").unwrap();
-    let back = socket(&address.to_string());
+    let (sender, back) = with_icmp_error();
     let payloads: Vec<Vec<u8>> = (0..10u8).map(|n| vec![n; 100]).collect();
-    let mut queue = SendQueue::default();
-    let mut batch = queue.batch(&sender, true);
-    for payload in &payloads {
-        batch.push(None, payload);
-    }
-    let report = batch.finish();
+    let report = send_connected(&sender, &payloads);
     assert_eq!((report.sent, report.failed, report.icmp_errors), (10, 0, 1));
     assert!(!report.segmentation_refused);
     for payload in &payloads {
@@ -250,4 +256,161 @@ fn a_refused_destination_fails_its_whole_train_and_no_other() {
     assert_eq!((report.sent, report.failed), (1, 5));
     assert!(!report.segmentation_refused);
     assert_eq!(next(&receiver), b"good");
+}
+
+/// A socket that is bound to a wildcard address and asked for destinations, and its port.
+fn wildcard(any: &str) -> (UdpSocket, u16) {
+    let local: SocketAddr = any.parse().unwrap();
+    let made =
+        socket2::Socket::new(socket2::Domain::for_address(local), socket2::Type::DGRAM, None);
+    let server = made.unwrap();
+    sockopt::report_destinations(&server, local.is_ipv6()).unwrap();
+    server.bind(&local.into()).unwrap();
+    let server = UdpSocket::from(server);
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let port = server.local_addr().unwrap().port();
+    (server, port)
+}
+
+#[test]
+fn a_wildcard_socket_answers_each_from_the_address_that_was_asked() {
+    for (any, asked) in [("0.0.0.0:0", &["127.0.0.1", "127.0.0.2"][..]), ("[::]:0", &["::1"][..])] {
+        let (server, port) = wildcard(any);
+        let asked: Vec<IpAddr> = asked.iter().map(|address| address.parse().unwrap()).collect();
+        // Two ask at each address, and take answers from there alone.
+        let clients: Vec<(UdpSocket, SocketAddr)> = asked
+            .iter()
+            .flat_map(|address| [address, address])
+            .map(|address| {
+                let client = socket(&SocketAddr::new(asked[0], 0).to_string());
+                client.connect(SocketAddr::new(*address, port)).unwrap();
+                client.send(address.to_string().as_bytes()).unwrap();
+                let own = client.local_addr().unwrap();
+                (client, own)
+            })
+            .collect();
+        let mut receiving = ReceiveQueue::default();
+        let mut questions = Vec::new();
+        while questions.len() < clients.len() {
+            await_readable(&server);
+            receiving.receive(&server).unwrap();
+            for message in receiving.messages() {
+                let text = message.datagrams().next().unwrap().to_vec();
+                questions.push((message.source.unwrap(), message.destination().unwrap(), text));
+            }
+        }
+        let mut sending = SendQueue::default();
+        let mut batch = sending.batch(&server, true);
+        for (source, destination, text) in &questions {
+            assert!(clients.iter().any(|(_, client)| client == source));
+            assert_eq!(text, destination.to_string().as_bytes());
+            batch.push_from(Some(*destination), Some(*source), text);
+        }
+        assert_eq!(batch.messages, clients.len(), "all in one call");
+        let report = batch.finish();
+        assert_eq!((report.sent, report.failed), (clients.len(), 0));
+        let told: BTreeSet<IpAddr> = clients
+            .iter()
+            .map(|(client, _)| String::from_utf8(next(client)).unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(told, asked.into_iter().collect());
+    }
+}
+
+#[test]
+fn a_source_that_is_not_ours_costs_only_its_own_datagrams() {
+    for (local, foreign) in [("127.0.0.1:0", "192.0.2.1"), ("[::1]:0", "2001:db8::1")] {
+        let (server, port) = wildcard(if local.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" });
+        let receiver = socket(local);
+        let to = receiver.local_addr().unwrap();
+        let mut queue = SendQueue::default();
+        let mut batch = queue.batch(&server, true);
+        batch.push_from(Some(to.ip()), Some(to), b"good");
+        batch.push_from(Some(foreign.parse().unwrap()), Some(to), b"forged");
+        batch.push_from(Some(foreign.parse().unwrap()), Some(to), b"forged");
+        batch.push(Some(to), b"from wherever");
+        assert_eq!(batch.messages, 3);
+        let report = batch.finish();
+        assert_eq!((report.sent, report.failed), (2, 2));
+        assert!(report.last_error.is_some() && !report.segmentation_refused);
+        let mut bytes = [0; 20];
+        for payload in [&b"good"[..], b"from wherever"] {
+            let (len, from) = receiver.recv_from(&mut bytes).unwrap();
+            assert_eq!((&bytes[..len], from), (payload, SocketAddr::new(to.ip(), port)));
+        }
+    }
+}
+
+#[test]
+fn a_train_has_one_source_and_keeps_it_when_it_is_taken_apart() {
+    for is_refused in [false, true] {
+        let (server, port) = wildcard("0.0.0.0:0");
+        if is_refused {
+            leave_out_checksums(&server);
+        }
+        let receiver = socket("127.0.0.1:0");
+        let to = receiver.local_addr().unwrap();
+        let sources: [IpAddr; 2] = ["127.0.0.2", "127.0.0.3"].map(|ip| ip.parse().unwrap());
+        let mut queue = SendQueue::default();
+        let mut batch = queue.batch(&server, true);
+        for source in sources {
+            for n in 0..3u8 {
+                batch.push_from(Some(source), Some(to), if n == 0 { b"a" } else { b"b" });
+            }
+        }
+        assert_eq!(batch.messages, 2);
+        let report = batch.finish();
+        assert_eq!((report.sent, report.segmentation_refused), (6, is_refused));
+        let mut bytes = [0; 20];
+        for source in sources {
+            for payload in [b"a", b"b", b"b"] {
+                let (len, from) = receiver.recv_from(&mut bytes).unwrap();
+                assert_eq!((&bytes[..len], from), (&payload[..], SocketAddr::new(source, port)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_merged_train_tells_its_destination_and_the_kernels_drops_too() {
+    for (any, to) in [("0.0.0.0:0", "127.0.0.2"), ("[::]:0", "::1")] {
+        let (server, port) = wildcard(any);
+        sockopt::receive_merged(&server).unwrap();
+        sockopt::report_drops(&server).unwrap();
+        let to: IpAddr = to.parse().unwrap();
+        let sender = socket(&any.replace("0.0.0.0", "127.0.0.1"));
+        sender.connect((to, port)).unwrap();
+        // The kernel says nothing of drops before the first one: cause it.
+        socket2::SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
+        for _ in 0..100 {
+            sender.send(&[0; 1000]).unwrap();
+        }
+        let mut queue = ReceiveQueue::default();
+        // Until what stands behind the drops has come: a train.
+        loop {
+            while queue.receive(&server).is_ok() {}
+            let report = send_connected(&sender, &[b"one".to_vec(), b"two".to_vec()]);
+            assert_eq!(report.sent, 2);
+            await_readable(&server);
+            queue.receive(&server).unwrap();
+            let last = queue.messages().last().unwrap();
+            assert_eq!(last.destination(), Some(to));
+            if last.datagrams().eq([b"one", b"two"]) {
+                break;
+            }
+        }
+        assert!(queue.kernel_drops().is_some_and(|drops| drops > 0));
+    }
+}
+
+#[test]
+fn a_socket_that_was_not_asked_tells_no_destination() {
+    for any in ["127.0.0.1:0", "[::1]:0"] {
+        let (sender, receiver) = (socket(any), socket(any));
+        sender.send_to(b"x", receiver.local_addr().unwrap()).unwrap();
+        let mut queue = ReceiveQueue::default();
+        await_readable(&receiver);
+        queue.receive(&receiver).unwrap();
+        assert_eq!(queue.messages().next().unwrap().destination(), None);
+    }
 }

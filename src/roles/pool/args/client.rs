@@ -1,7 +1,7 @@
 //! `pool client`'s options.
 
 use super::{
-    ALPN, FRAMING, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
+    ALPN, FRAMING, KEY, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
     refuse_without_tls, shared_config,
 };
 use crate::cli::common::COMMON;
@@ -93,13 +93,7 @@ const POOL: &[Opt] = &[
 pub(in crate::roles::pool) const CLIENT_TLS: &[Opt] = &[
     NO_TLS,
     Opt::value(&["--cert", "-c"], "FILE", None, "A client certificate and its chain (PEM)."),
-    Opt::value(
-        &["--key", "-k"],
-        "FILE",
-        None,
-        "The certificate's private key (PEM, no passphrase); without it, the certificate's file \
-         holds it.",
-    ),
+    KEY,
     Opt::value(
         &["--cafile", "-C"],
         "FILE",

@@ -1,8 +1,8 @@
 //! `pool server`'s options.
 
 use super::{
-    ALPN, FRAMING, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files, positive,
-    refuse_without_tls, shared_config,
+    ALPN, FRAMING, KEY, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
+    positive, refuse_without_tls, shared_config,
 };
 use crate::cli::common::COMMON;
 use crate::cli::flags::{Matches, UsageError};
@@ -72,13 +72,7 @@ const TLS: &[Opt] = &[
         "The server's certificate and its chain (PEM). SIGHUP reloads it; an unusable one never \
          replaces one in use.",
     ),
-    Opt::value(
-        &["--key", "-k"],
-        "FILE",
-        None,
-        "The certificate's private key (PEM, no passphrase); without it, the certificate's file \
-         holds it.",
-    ),
+    KEY,
     Opt::value(
         &["--cafile", "-C"],
         "FILE",

@@ -1,0 +1,134 @@
+//! `recvmmsg`: what waits on a socket, with each datagram's source and, if the socket was asked for
+//! it, its destination.
+
+use super::control::{CONTROL_LEN, read_destination, read_int};
+use super::name::{Name, read_name};
+use super::{Arrays, size_of_u32};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Messages per `recvmmsg`; with UDP_GRO each may hold many datagrams.
+pub const RECEIVE_BATCH: usize = 32;
+/// Bytes per received message: no UDP datagram or GRO train is longer than 65,535 bytes.
+const RECEIVE_SLOT: usize = 65_536;
+
+/// One received message: a datagram, or with `UDP_GRO` a train of them from one source.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    /// Who sent it; `None` only for address families that are not IP.
+    pub source: Option<SocketAddr>,
+    /// Length of each datagram in the train; the last may be shorter.
+    segment_len: usize,
+    bytes: &'a [u8],
+    header: &'a libc::msghdr,
+}
+
+impl<'a> Received<'a> {
+    /// The datagrams, in order; one, possibly empty, unless the kernel merged several.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let empty = self.bytes.is_empty().then_some(self.bytes);
+        empty.into_iter().chain(self.bytes.chunks(self.segment_len.max(1)))
+    }
+
+    /// The address of this host that it was sent to, which is the one to answer from: for IPv4
+    /// broadcasts and multicasts, what ip(7) calls the local address of the packet.
+    ///
+    /// `None` unless the socket was asked for destinations before the message came, and for IPv6
+    /// multicasts, from whose destination nobody may answer.
+    pub fn destination(&self) -> Option<IpAddr> {
+        let is_ipv4 = self.source.is_some_and(|source| source.is_ipv4());
+        read_destination(self.header, is_ipv4)
+            .filter(|address| !address.is_unspecified() && !address.is_multicast())
+    }
+}
+
+/// The arrays and buffers behind `recvmmsg`.
+pub struct ReceiveQueue {
+    arrays: Arrays,
+    /// RECEIVE_BATCH slots; untouched pages cost nothing.
+    bytes: Vec<u8>,
+    received: usize,
+}
+
+impl Default for ReceiveQueue {
+    fn default() -> ReceiveQueue {
+        ReceiveQueue {
+            arrays: Arrays::new(RECEIVE_BATCH),
+            bytes: vec![0; RECEIVE_BATCH * RECEIVE_SLOT],
+            received: 0,
+        }
+    }
+}
+
+impl ReceiveQueue {
+    /// Receives what waits, at most [`RECEIVE_BATCH`] messages, and returns how many came.
+    ///
+    /// Fewer than `RECEIVE_BATCH` means that the socket is empty (or holds an error, which the next
+    /// call reports). Errors: `WouldBlock` when nothing waits; on a connected socket also the ICMP
+    /// errors of earlier datagrams.
+    pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        self.received = 0;
+        let arrays = &mut self.arrays;
+        for index in 0..RECEIVE_BATCH {
+            let slot = &mut self.bytes[index * RECEIVE_SLOT..(index + 1) * RECEIVE_SLOT];
+            arrays.payloads[index] =
+                libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
+            let header = &mut arrays.headers[index];
+            header.msg_len = 0;
+            header.msg_hdr.msg_name = (&raw mut arrays.names[index]).cast();
+            header.msg_hdr.msg_namelen = size_of_u32::<Name>();
+            header.msg_hdr.msg_iov = &raw mut arrays.payloads[index];
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = (&raw mut arrays.controls[index]).cast();
+            header.msg_hdr.msg_controllen = CONTROL_LEN as _;
+            header.msg_hdr.msg_flags = 0;
+        }
+        // SAFETY: every header points at a name, a control buffer and one iovec of this queue, and
+        // the iovec at a slot of `bytes` that overlaps no other; all live as long as `self`.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_fd().as_raw_fd(),
+                arrays.headers.as_mut_ptr(),
+                size_of_batch(),
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        self.received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        Ok(self.received)
+    }
+
+    /// The messages of the last [`ReceiveQueue::receive`].
+    pub fn messages(&self) -> impl Iterator<Item = Received<'_>> {
+        (0..self.received.min(RECEIVE_BATCH)).map(|index| {
+            let header = &self.arrays.headers[index];
+            let len = (header.msg_len as usize).min(RECEIVE_SLOT);
+            let start = index * RECEIVE_SLOT;
+            Received {
+                source: read_name(&self.arrays.names[index], header.msg_hdr.msg_namelen),
+                segment_len: read_int(&header.msg_hdr, libc::SOL_UDP, libc::UDP_GRO)
+                    .and_then(|segment_len| usize::try_from(segment_len).ok())
+                    .filter(|segment_len| *segment_len > 0)
+                    .unwrap_or(RECEIVE_SLOT),
+                bytes: &self.bytes[start..start + len],
+                header: &header.msg_hdr,
+            }
+        })
+    }
+
+    /// How many datagrams the kernel had dropped on this socket, since it was made, for want of
+    /// room when the last message of the last call came (`SO_RXQ_OVFL`; wraps at 2^32).
+    pub fn kernel_drops(&self) -> Option<u32> {
+        let last = self.received.min(RECEIVE_BATCH).checked_sub(1)?;
+        let drops =
+            read_int(&self.arrays.headers[last].msg_hdr, libc::SOL_SOCKET, libc::SO_RXQ_OVFL)?;
+        Some(u32::from_ne_bytes(drops.to_ne_bytes()))
+    }
+}
+
+const fn size_of_batch() -> libc::c_uint {
+    #[allow(clippy::cast_possible_truncation)] // 32.
+    let batch = RECEIVE_BATCH as libc::c_uint;
+    batch
+}

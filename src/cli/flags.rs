@@ -2,7 +2,7 @@
 //!
 //! pico-args extracts; `spelling` first rewrites the words so that its traps cannot spring:
 //! it would take `--a --b` as option `--a` with value `--b`, strip quotes from `--a="b"`, refuse
-//! spellings such as `-dp`, look past `--`, and leave repeats for somebody else to find.
+//! spellings such as `-dp` and `-n2`, look past `--`, and leave repeats for somebody else to find.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -9,4 +9,5 @@ pub mod stream;
 pub mod sys;
 pub mod tcp;
 pub mod tls;
+pub mod tls_failure;
 pub mod udp;

@@ -208,6 +208,11 @@ impl Stream {
         }
     }
 
+    /// Whether a TLS client was to name an application protocol and has not.
+    pub fn lacks_alpn(&self) -> bool {
+        matches!(self, Stream::Server(stream) if stream.lacks_alpn())
+    }
+
     /// Reads what is there, as far as it fits into `bytes`.
     ///
     /// To be called when the poll says so, or after [`Rest::More`]. A short read empties a TCP
@@ -242,6 +247,16 @@ impl Stream {
             }
         };
         Filled { len, rest }
+    }
+
+    /// What the other side has said before it closed, to be asked when a write has failed: the error
+    /// that reading yields, such as a TLS alert, if it says more than that nothing can be read.
+    pub fn last_word(&mut self) -> Option<io::Error> {
+        if matches!(self, Stream::Plain(_)) {
+            return None;
+        }
+        self.socket().trust_short_reads(false);
+        self.read(&mut [0; 1]).err().filter(|error| error.kind() == io::ErrorKind::Other)
     }
 
     /// Says goodbye in TLS, if that needs no waiting.

@@ -154,6 +154,7 @@ impl Identity {
 /// The server's side of TLS: TLS 1.2 at least.
 pub struct Acceptor {
     acceptor: SslAcceptor,
+    wants_alpn: bool,
 }
 
 impl fmt::Debug for Acceptor {
@@ -172,7 +173,9 @@ impl Acceptor {
         Acceptor::with_alpn(identity, client_ca, None)
     }
 
-    /// The same, and takes only clients that offer this application protocol (ALPN, RFC 7301).
+    /// The same, and takes only clients that offer this application protocol (ALPN, RFC 7301). The
+    /// handshake with a client that offers none at all succeeds nevertheless, as the library asks
+    /// nobody about it: see [`TlsStream::lacks_alpn`].
     pub fn with_alpn(
         identity: &Identity,
         client_ca: Option<&Path>,
@@ -227,13 +230,13 @@ impl Acceptor {
                 Err(AlpnError::ALERT_FATAL)
             });
         }
-        Ok(Acceptor { acceptor: builder.build() })
+        Ok(Acceptor { acceptor: builder.build(), wants_alpn: alpn.is_some() })
     }
 
     /// Wraps an accepted connection; nothing is sent or read yet.
     pub fn wrap<S: Read + Write>(&self, stream: S) -> Result<TlsStream<S>, TlsError> {
         let ssl = Ssl::new(self.acceptor.context())?;
-        Ok(TlsStream { stream: SslStream::new(ssl, stream)? })
+        Ok(TlsStream { stream: SslStream::new(ssl, stream)?, wants_alpn: self.wants_alpn })
     }
 }
 
@@ -241,6 +244,7 @@ impl Acceptor {
 #[derive(Debug)]
 pub struct TlsStream<S> {
     stream: SslStream<S>,
+    wants_alpn: bool,
 }
 
 impl<S: Read + Write> TlsStream<S> {
@@ -248,6 +252,12 @@ impl<S: Read + Write> TlsStream<S> {
     /// it, with a text that says why.
     pub fn handshake(&mut self) -> io::Result<()> {
         self.stream.accept().map_err(|error| to_io(error, self.stream.ssl()))
+    }
+
+    /// Whether an application protocol was asked for and the handshake ended without one. To be
+    /// asked after the handshake.
+    pub fn lacks_alpn(&self) -> bool {
+        self.wants_alpn && self.stream.ssl().selected_alpn_protocol().is_none()
     }
 
     /// The stream below.

@@ -4,6 +4,7 @@ use super::report::Report;
 use crate::error::Error;
 use crate::net::certificate::{Summary, summarize};
 use crate::net::tls::{ClientTrust, connector};
+use crate::net::tls_failure::in_plain_words;
 use crate::runtime::clock;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -44,7 +45,7 @@ impl Dial {
     }
 
     /// Goes over to TLS with a server named `name`; returns what its certificate says. The error
-    /// says what the TLS library says.
+    /// says what the TLS library says; [`in_plain_words`] says it for people.
     pub fn start_tls(
         &mut self,
         name: &str,
@@ -195,7 +196,8 @@ pub fn tls_step(
             };
             let advice = advise(&cause, shown.as_ref(), name, words);
             let advice: Vec<&str> = advice.iter().map(String::as_str).collect();
-            Err(report.failed(&format!("TLS handshake as {name}: {}", plain(&cause)), &advice))
+            Err(report
+                .failed(&format!("TLS handshake as {name}: {}", in_plain_words(&cause)), &advice))
         }
     }
 }
@@ -257,18 +259,6 @@ fn advise(cause: &str, certificate: Option<&Summary>, name: &str, words: &TlsWor
         }
     }
     advice
-}
-
-/// What OpenSSL's error says without where in its source it stands:
-/// `error:NUMBER:LIBRARY:FUNCTION:REASON:FILE:LINE:DATA (VERIFICATION)`.
-pub fn plain(error: &str) -> String {
-    let reason = error.strip_prefix("error:").and_then(|fields| fields.split(':').nth(3));
-    let verification = error.rsplit_once(" (").filter(|(_, text)| text.ends_with(')'));
-    match (reason, verification) {
-        (Some(reason), Some((_, verification))) => format!("{reason} ({verification}"),
-        (Some(reason), None) => reason.to_owned(),
-        (None, _) => error.to_owned(),
-    }
 }
 
 /// Names the protocol that a server's first bytes look like.
@@ -353,14 +343,6 @@ mod tests {
             let text = advice(&cause, shown);
             assert!(parts.iter().all(|part| text.contains(part)), "{cause}: {text}");
         }
-        assert_eq!(
-            plain(&verify("hostname mismatch")),
-            "certificate verify failed (hostname mismatch)"
-        );
-        let alert = "error:0A00045C:SSL routines:f:tlsv13 alert certificate required:y.c:2:SSL \
-                     alert number 116";
-        assert_eq!(plain(alert), "tlsv13 alert certificate required");
-        assert_eq!(plain("no answer in time"), "no answer in time");
     }
 
     #[test]

@@ -121,6 +121,11 @@ impl<T> Sender<T> {
         self.shared.wake.wake_at_once();
     }
 
+    /// Messages that wait now. For the only sender, who sees it shrink alone until it sends again.
+    pub fn waiting(&self) -> usize {
+        self.channel.len()
+    }
+
     /// Messages refused because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
@@ -200,9 +205,11 @@ mod tests {
         let (sender, receiver) = bounded(2, &Wake::new(events.waker(Token(0)).unwrap()));
         sender.send(1).unwrap();
         sender.send(2).unwrap();
+        assert_eq!(sender.waiting(), 2);
         assert_eq!(sender.send(3), Err(NotSent::Full(3)));
         assert_eq!(sender.dropped(), 1);
         assert_eq!(receiver.drain().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(sender.waiting(), 0);
         events.wait(Some(Duration::ZERO)).unwrap();
         drop(receiver);
         assert_eq!(sender.send(4), Err(NotSent::Closed(4)));

@@ -8,6 +8,7 @@ pub mod flow_table;
 pub mod link_choice;
 pub mod pairing;
 pub mod port_pool;
+pub mod registration;
 pub mod registry;
 pub mod slots;
 pub mod source_rate;

@@ -65,6 +65,19 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// Whether the bytes where a session id should be begin a TLS connection: a record that holds a
+/// whole ClientHello (RFC 8446 §4.1.2, §5.1; RFC 5246 §7.4.1.2).
+///
+/// ```text
+/// 16 03 0v len:u16 . 01 00 len:u16 03 0v ...      the record . the handshake message
+/// ```
+///
+/// A version 4 UUID never looks so, as the high half of its byte 6 is 4. Of other ids, one in 2^52
+/// would: 15 of 2^56 in the seven bytes that are looked at.
+pub fn is_client_hello(id: &[u8; SESSION_ID_LEN]) -> bool {
+    matches!(id, [0x16, 3, 0..=4, _, _, 1, 0, _, _, 3, 1..=3, ..])
+}
+
 /// Appends a datagram's frame. Returns false, and appends nothing, when it is longer than
 /// [`DATAGRAM_LEN_MAX`].
 pub fn write_frame(out: &mut Vec<u8>, datagram: &[u8]) -> bool {
@@ -99,7 +112,37 @@ mod tests {
         assert!(write_frame(&mut out, &vec![0; 65_535]));
     }
 
+    #[test]
+    fn the_beginning_of_tls_is_recognised() {
+        // As OpenSSL 3.0 sends it: the record says TLS 1.0, the message TLS 1.2.
+        let hello = *b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\xde\xad\xbe\xef\0";
+        assert!(is_client_hello(&hello));
+        for version in 0..=4 {
+            let mut other = hello;
+            other[2] = version;
+            assert!(is_client_hello(&other));
+        }
+        // An alert, a ServerHello, and each byte that is looked at.
+        for (place, byte) in
+            [(0, 0x15), (5, 2), (0, 0), (1, 2), (2, 5), (5, 0), (6, 1), (9, 2), (10, 0), (10, 4)]
+        {
+            let mut other = hello;
+            other[place] = byte;
+            assert!(!is_client_hello(&other), "{place}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_session_of_a_client_is_taken_for_tls(bytes: [u8; 16]) {
+            let mut bytes = bytes;
+            bytes[..3].copy_from_slice(&[0x16, 3, 1]);
+            bytes[5..7].copy_from_slice(&[1, 0]);
+            bytes[9..11].copy_from_slice(&[3, 3]);
+            prop_assert!(is_client_hello(&bytes));
+            prop_assert!(!is_client_hello(&SessionId::from_random(bytes).bytes()));
+        }
+
         #[test]
         fn every_id_is_a_version_4_uuid(bytes: [u8; 16]) {
             let text = SessionId::from_random(bytes).to_string();

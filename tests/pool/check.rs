@@ -123,14 +123,21 @@ fn certificates_are_shown_and_each_failure_is_told_apart() {
     check(port, &["-C", &ca]).works(&["valid for 127.0.0.1", shown, "expires soon", echoed]);
     check(port, &["-C", &ca, "--tls-servername=gateway.test"]).works(&["gateway.test", echoed]);
     check(port, &["-C", &ca, "--no-hostname-check"]).works(&["a trusted authority", echoed]);
-    check(port, &["-C", &ca, "--tls-servername=other.test"])
-        .fails("TLS handshake as other.test", &[shown, "not for other.test", "--tls-servername"]);
-    check(port, &["-C", &other_ca])
-        .fails("TLS handshake as 127.0.0.1", &[shown, "not trusted here", "--cafile"]);
+    check(port, &["-C", &ca, "--tls-servername=other.test"]).fails(
+        "TLS handshake as other.test: the server's certificate is for another name (",
+        &[shown, "not for other.test", "--tls-servername"],
+    );
+    check(port, &["-C", &other_ca]).fails(
+        "as 127.0.0.1: the server's certificate is from an authority that is",
+        &[shown, "not trusted here", "--cafile"],
+    );
     check(port, &["--no-tls"]).fails("", &["without --no-tls"]);
 
     let (_plain, plain_port) = server(echo.address, &["--no-tls"]);
-    check(plain_port, &["-C", &ca, "--timeout=300ms"])
+    check(plain_port, &["-C", &ca])
+        .fails("TLS handshake as 127.0.0.1", &["does not speak TLS", "--no-tls"]);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    check(silent.local_addr().unwrap().port(), &["-C", &ca, "--timeout=300ms"])
         .fails("no answer in time", &["does not speak TLS", "--no-tls"]);
 
     let (_strict, port) = server(echo.address, &[&serve[..], &["-C", &other_ca]].concat());

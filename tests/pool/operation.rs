@@ -27,6 +27,9 @@ fn wrong_arguments_are_told_in_one_line() {
         (&["pool", "client", "--no-hostname-check", "127.0.0.1", "1"], "--cafile"),
         (&["pool", "client", "--no-tls", "--mark=0xg", "127.0.0.1", "1"], "--mark"),
         (&["pool", "client", "--no-tls", "-n", "0", "127.0.0.1", "1"], "--pool-size"),
+        (&["pool", "client", "--no-tls", "-n0", "127.0.0.1", "1"], "--pool-size: \"0\""),
+        (&["pool", "client", "-vloud", "127.0.0.1", "1"], "--verbosity: \"loud\" is not"),
+        (&["pool", "client", "-R5", "127.0.0.1", "1"], "--resolve-once: \"5\" is not"),
         (&["pool", "client", "--no-tls", "-e", "0", "127.0.0.1", "1"], "--expire"),
         (&["pool", "client", "--no-tls", "-w", "0", "127.0.0.1", "1"], "--timeout"),
         (&["pool", "client", "--no-tls", "--alpn=x", "127.0.0.1", "1"], "--no-tls"),
@@ -76,7 +79,7 @@ fn the_original_names_start_both_sides() {
         std::os::unix::fs::symlink(UDPFERRY, &link).unwrap();
         let log = scratch.path(&format!("{name}.log"));
         let mut command = Command::new(link);
-        command.args(["-v", "debug", "-l", log.to_str().unwrap(), PLAIN, "-a", "127.0.0.1"]);
+        command.args(["-vdebug", "-l", log.to_str().unwrap(), PLAIN, "-a", "127.0.0.1"]);
         command.args(args);
         let process = Process::start(command);
         let said = || std::fs::read_to_string(&log).unwrap_or_default();
@@ -85,8 +88,9 @@ fn the_original_names_start_both_sides() {
         process
     };
     let target_port = echo.address.port().to_string();
-    let server = start("uotp-server", &["-p", &server_port, "127.0.0.1", &target_port]);
-    let more = ["-p", &client_port, "-e", "60", "-n", "2", "-B", "0.5", "-w", "3"];
+    let attached_port = format!("-p{server_port}");
+    let server = start("uotp-server", &[&attached_port, "127.0.0.1", &target_port]);
+    let more = ["-p", &client_port, "-e60", "-Rn2", "-B", "0.5", "-w3"];
     let client = start("uotp-client", &[&more[..], &["127.0.0.1", &server_port]].concat());
     let endpoint = Endpoint::to(format!("127.0.0.1:{client_port}").parse().unwrap());
     endpoint.echo_at_last(b"hello");

@@ -80,8 +80,20 @@ fn who_is_turned_away_learns_why() {
 
     // System roots know nothing of the test's authority.
     lines.push(turned_away(&server("server", &[]), &[], "certificate verify failed"));
+    let mut meanings = [
+        "from an authority that is not trusted",
+        "the server's certificate has expired",
+        "the server's certificate is for another name",
+        "the server wants a client certificate",
+        "certificate is from an authority that is not trusted",
+    ]
+    .into_iter();
     for line in lines {
         assert!(!line.contains("secret"), "{line}");
+        assert!(line.contains(meanings.next().unwrap()), "{line}");
+        for raw in ["error:", "SSL routines", ".c:"] {
+            assert!(!line.contains(raw), "{line}");
+        }
     }
 }
 
@@ -96,6 +108,42 @@ fn a_client_certificate_of_somebody_else_is_refused() {
     turned_away(&server, &stranger, "unknown ca");
     server.await_at_least("connection_failures_total{reason=\"tls\"}", 2);
     server.service.await_log("client certificate: ");
+}
+
+#[test]
+fn a_refused_client_certificate_is_a_failure_and_waits_as_one() {
+    let (_target, target) = remote();
+    let pki = Pki::new();
+    let args = [pki.identity("server"), pki.trust()].concat();
+    let server = Side::server(target, &words(&args));
+    pki.issue("stranger", &authority("another authority").issue());
+    let stranger = [pki.identity("stranger"), pki.trust()].concat();
+    for (args, alert) in [(pki.trust(), "certificate required"), (stranger, "unknown ca")] {
+        let mut args = words(&args);
+        args.extend(["--backoff=0.2", "--pool-size=1"]);
+        let client = Side::client(server.address, &args);
+        let endpoint = Endpoint::to(client.address);
+        endpoint.send(b"secret");
+        // Each wait is twice as long as the one before: the whole backoff, not its tenth.
+        for wait in ["200ms", "400ms", "800ms"] {
+            // Something to write for every connection, which may fail before the alert is read.
+            endpoint.send(b"secret");
+            let line = client.service.await_log(&format!("next attempt in {wait}"));
+            assert!(line.contains(" warning ") && line.contains(alert), "{line}");
+        }
+        client.await_at_least("connection_failures_total{reason=\"client-certificate\"}", 3);
+        let failed = "connections_down_total{reason=\"failed\"}";
+        assert!(client.metric(failed) <= client.metric("connections_up_total"));
+        for other in ["tls", "connect"] {
+            let name = format!("connection_failures_total{{reason=\"{other}\"}}");
+            assert_eq!(client.metric(&name), 0, "{}", client.service.log());
+        }
+        client.await_metric("connections", 0);
+        let log = client.service.log();
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains(" warning ")).collect();
+        assert!(warnings.iter().all(|line| line.contains("next attempt")), "{warnings:?}");
+    }
+    assert_eq!(server.metric("datagrams_total{direction=\"to-udp\"}"), 0);
 }
 
 #[test]
@@ -146,6 +194,7 @@ fn a_client_never_falls_back_to_plain_text() {
         assert!(!rest.windows(6).any(|window| window == b"secret"));
     }
     client.await_at_least("connection_failures_total{reason=\"tls\"}", 2);
+    client.service.await_log("the server does not speak TLS (wrong version number)");
 }
 
 #[test]
@@ -238,6 +287,40 @@ fn a_client_takes_new_certificates_and_never_unusable_ones() {
 }
 
 #[test]
+fn tls_at_a_plain_server_is_told_and_near_misses_are_ids() {
+    let echo = Echo::start();
+    let pki = Pki::new();
+    let reason = "connection_failures_total{reason=\"tls-to-plain\"}";
+    let server = Side::server(echo.address, &["--no-tls"]);
+    assert!(raw_tls(server.address, &pki.authority.pem(), None).is_none());
+    server.await_metric(reason, 1);
+    let line = server.service.await_log("the client speaks TLS");
+    assert!(line.contains("--no-tls") && line.contains("--cert"), "{line}");
+    let mut args = pki.trust();
+    args.extend(QUICK.map(str::to_owned));
+    let client = Side::client(server.address, &words(&args));
+    Endpoint::to(client.address).send(b"hello");
+    server.await_at_least(reason, 2);
+    client.await_at_least("connection_failures_total{reason=\"tls\"}", 1);
+    assert_eq!(server.metric("sessions_opened_total"), 0);
+    client.stop();
+
+    // A version 4 UUID that is as near as one comes, and one in pieces.
+    let mut id = *b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\xde\xad\xbe\xef\0";
+    let refused = server.metric(reason);
+    let mut pieces = Raw::connect(server.address);
+    for piece in id.chunks(3) {
+        pieces.stream.write_all(piece).unwrap();
+    }
+    assert!(pieces.is_closed());
+    server.await_metric(reason, refused + 1);
+    id = udpferry::wire::pool::SessionId::from_random(id).bytes();
+    let mut near = Raw::connect(server.address);
+    near.stream.write_all(&id).unwrap();
+    near.echo(b"a session");
+}
+
+#[test]
 fn application_protocols_must_match() {
     let echo = Echo::start();
     let pki = Pki::new();
@@ -261,6 +344,33 @@ fn application_protocols_must_match() {
     Endpoint::to(other.address).send(b"hello");
     other.service.await_log("no application protocol");
     server.await_at_least("connection_failures_total{reason=\"tls\"}", 2);
+}
+
+#[test]
+fn a_client_without_an_application_protocol_is_refused_by_a_server_that_wants_one() {
+    let (_target, target) = remote();
+    let pki = Pki::new();
+    let args = [Protection::Tls.server(&pki), vec!["--alpn=http/1.1".to_owned()]].concat();
+    let server = Side::server(target, &words(&args));
+    let mut raw = raw_tls(server.address, &pki.authority.pem(), None).expect("no handshake");
+    // The server may have closed by now.
+    let _ = raw.stream.write_all(&new_session().bytes());
+    let _ = raw.stream.write_all(b"\0\x05hello");
+    // An end or a reset: what it sent is never read.
+    assert!(!matches!(raw.stream.read(&mut [0; 16]), Ok(1..)));
+    server.await_metric("connection_failures_total{reason=\"alpn\"}", 1);
+    let line = server.service.await_log("no application protocol");
+    assert!(line.contains("--alpn") && line.contains("not set up"), "{line}");
+    for nothing in ["sessions_opened_total", "connections_up_total"] {
+        assert_eq!(server.metric(nothing), 0);
+    }
+
+    let mut args = Protection::Tls.client(&pki);
+    args.extend(QUICK.map(str::to_owned));
+    let client = Side::client(server.address, &words(&args));
+    Endpoint::to(client.address).send(b"hello");
+    server.await_at_least("connection_failures_total{reason=\"alpn\"}", 2);
+    assert_eq!(server.metric("datagrams_total{direction=\"to-udp\"}"), 0);
 }
 
 #[test]

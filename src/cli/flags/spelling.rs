@@ -3,8 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::super::table::{Command, Takes};
+use super::super::table::{Command, Opt, Takes};
 use super::{UsageError, lossy, needs_value};
+
+const BUILT_IN: [&str; 4] = ["-h", "--help", "-V", "--version"];
 
 /// Rewrites every option to its canonical spelling with its values behind it, one value each:
 /// `-dp=1` is `--dest-port 1`, `--pair A B` is `--pair A --pair B`. No value begins with `--`
@@ -15,21 +17,16 @@ pub(super) fn spell_out(
 ) -> Result<Vec<OsString>, UsageError> {
     let mut spelled = Vec::with_capacity(args.len());
     let mut args = args.into_iter();
-    while let Some(arg) = args.next() {
+    // What is left of a word of several short options: `-n2` of `-Rn2`.
+    let mut rest_of_word = None;
+    while let Some(arg) = rest_of_word.take().or_else(|| args.next()) {
         let bytes = arg.as_bytes();
         if !bytes.starts_with(b"-") || bytes == b"-" {
             spelled.push(arg);
             continue;
         }
-        let equals = bytes.iter().position(|byte| *byte == b'=');
-        let (name, attached) = match equals {
-            Some(at) => (&bytes[..at], Some(OsString::from_vec(bytes[at + 1..].to_vec()))),
-            None => (bytes, None),
-        };
-        let name = String::from_utf8_lossy(name);
-        let Some(option) = command.option(&name) else {
-            return Err(unknown(command, &name, attached.as_deref()));
-        };
+        let Word { option, attached, rest } = read_word(command, bytes)?;
+        rest_of_word = rest;
         let count = match option.takes {
             Takes::Nothing => {
                 if let Some(value) = attached {
@@ -54,8 +51,71 @@ pub(super) fn spell_out(
     Ok(spelled)
 }
 
+/// An option as it stands there.
+struct Word {
+    option: &'static Opt,
+    attached: Option<OsString>,
+    /// The short options that share the word with a switch, as a word of their own.
+    rest: Option<OsString>,
+}
+
+/// A whole name, alone or before `=`; else a short one with what is attached to it, which
+/// argparse's programs take: `-n2`, `-Rn2`. Of `-d` and `-dp`, the longer one has the word.
+fn read_word(command: &'static Command, bytes: &[u8]) -> Result<Word, UsageError> {
+    let owned = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+    let (name, attached) = match bytes.iter().position(|byte| *byte == b'=') {
+        Some(at) => (&bytes[..at], Some(owned(&bytes[at + 1..]))),
+        None => (bytes, None),
+    };
+    let name = String::from_utf8_lossy(name);
+    if let Some(option) = command.option(&name) {
+        return Ok(Word { option, attached, rest: None });
+    }
+    let nothing_known = || unknown(command, &name, attached.as_deref());
+    let Some((option, behind)) = short_prefix(command, bytes) else {
+        return Err(nothing_known());
+    };
+    if option.takes != Takes::Nothing {
+        return Ok(Word { option, attached: Some(owned(behind)), rest: None });
+    }
+    let rest = [b"-", behind].concat();
+    let next = short_prefix(command, &rest).map(|(next, _)| next);
+    // Help and version are looked for before, as whole words; in here they would do nothing.
+    let does_nothing = |option: &Opt| BUILT_IN.contains(&option.canonical());
+    if !does_nothing(option) && next.is_some_and(|next| !does_nothing(next)) {
+        return Ok(Word { option, attached: None, rest: Some(OsString::from_vec(rest)) });
+    }
+    Err(match nothing_known() {
+        // One dash where two belong: `-daemon`.
+        has_nearest @ UsageError::Unknown { nearest: Some(nearest), .. }
+            if nearest.starts_with("--") =>
+        {
+            has_nearest
+        }
+        _ => UsageError::TakesNoValue {
+            option: option.canonical().to_owned(),
+            value: lossy(OsStr::from_bytes(behind)),
+        },
+    })
+}
+
+/// The longest short option that the word begins with, and what is behind it: options with one
+/// dash and more letters only with values.
+fn short_prefix<'a>(
+    command: &'static Command,
+    bytes: &'a [u8],
+) -> Option<(&'static Opt, &'a [u8])> {
+    let named = command.options().flat_map(|option| {
+        let short = option.names.iter().filter(|name| !name.starts_with("--"));
+        short.map(move |name| (option, *name))
+    });
+    let usable = named.filter(|(option, name)| name.len() == 2 || option.takes != Takes::Nothing);
+    let fitting = usable
+        .filter_map(|(option, name)| Some((option, name, bytes.strip_prefix(name.as_bytes())?)));
+    fitting.max_by_key(|(_, name, _)| name.len()).map(|(option, _, behind)| (option, behind))
+}
+
 fn unknown(command: &'static Command, name: &str, attached: Option<&OsStr>) -> UsageError {
-    const BUILT_IN: [&str; 4] = ["-h", "--help", "-V", "--version"];
     if let (true, Some(value)) = (BUILT_IN.contains(&name), attached) {
         return UsageError::TakesNoValue { option: name.to_owned(), value: lossy(value) };
     }

@@ -8,7 +8,7 @@ const OPTIONS: &[Opt] = &[
     Opt::value(&["-p", "--port"], "PORT", Some("53"), "Port."),
     Opt::value(&["-dp", "--dest-port"], "PORT", None, "Port."),
     Opt::value(&["--log-level", "--loglevel"], "LEVEL", None, "Level."),
-    Opt::value(&["--log-file"], "FILE", None, "File."),
+    Opt::value(&["--log-file", "-f"], "FILE", None, "File."),
     Opt {
         names: &["--listen-addr"],
         takes: Takes::One("ADDR:PORT"),
@@ -24,6 +24,7 @@ const OPTIONS: &[Opt] = &[
         help: "Pool.",
     },
     Opt::switch(&["-d", "--daemon", "--background"], "Daemon."),
+    Opt::switch(&["-b", "--quick"], "Quick."),
     Opt::switch(&["-V", "--version"], "Version."),
 ];
 
@@ -95,6 +96,38 @@ fn both_forms_and_every_spelling_work() {
     assert_eq!(one(&run(&["--loglevel", "info"]), "--log-level").as_deref(), Some("info"));
     assert!(run(&["--background"]).flag("--daemon"));
     assert!(!run(&[]).flag("--daemon"));
+}
+
+#[test]
+fn values_may_be_attached_to_short_options() {
+    for (args, port) in [(&["-p5000"][..], "5000"), (&["-p-1"], "-1"), (&["-pa=b"], "a=b")] {
+        assert_eq!(one(&run(args), "--port").as_deref(), Some(port), "{args:?}");
+    }
+    // The longer option has the word, as when it stands alone.
+    let matches = run(&["-dp5000"]);
+    assert_eq!(one(&matches, "--dest-port").as_deref(), Some("5000"));
+    assert!(!matches.given("--daemon") && !matches.given("--port"));
+    for args in [&["-bp7"][..], &["-bp", "7"], &["-bp=7"], &["-bdp7", "-p7"], &["-bd", "-p7"]] {
+        let matches = run(args);
+        assert!(matches.flag("--quick"), "{args:?}");
+        assert_eq!(one(&matches, "--port").as_deref(), Some("7"), "{args:?}");
+    }
+    assert!(run(&["-bd"]).flag("--daemon"));
+
+    let wrong = run(&["-pmany"]).one("--port", number(1, 65535)).unwrap_err();
+    assert_eq!(wrong.to_string(), "--port: \"many\" is not allowed: a number from 1 to 65535");
+    assert_eq!(said(&["-p1", "-p2"]), "--port: may be given only once");
+    assert_eq!(said(&["-bdb"]), "--quick: may be given only once");
+    assert_eq!(said(&["-bp"]), "--port: needs a value: PORT");
+    assert_eq!(said(&["-p--port"]), "--port: needs a value, not \"--port\": PORT");
+    assert_eq!(said(&["-d5000"]), "--daemon: \"5000\" is not allowed: it takes no value");
+    assert_eq!(said(&["-bx"]), "--quick: \"x\" is not allowed: it takes no value");
+    assert_eq!(said(&["-bdxy"]), "--daemon: \"xy\" is not allowed: it takes no value");
+    // Hidden in a word they would be passed over.
+    assert_eq!(said(&["-bV"]), "--quick: \"V\" is not allowed: it takes no value");
+    assert_eq!(said(&["-Vb"]), "--version: \"b\" is not allowed: it takes no value");
+    let long = format!("-{}", "b".repeat(20_000));
+    assert_eq!(said(&[&long]), "--quick: may be given only once");
 }
 
 #[test]
@@ -189,7 +222,8 @@ fn unknown_options_get_the_nearest_spelling() {
     assert_eq!(said(&["--frobnicate"]), "--frobnicate: unknown option");
     assert_eq!(said(&["-x"]), "-x: unknown option");
     assert_eq!(said(&["-1"]), "-1: unknown option");
-    assert_eq!(said(&["-p5000"]), "-p5000: unknown option");
+    assert_eq!(said(&["-x5000"]), "-x5000: unknown option");
+    assert_eq!(said(&["-daemon"]), "-daemon: unknown option, did you mean --daemon?");
     assert_eq!(said(&["--a\u{1b}[31m\n"]), "--a\\u{1b}[31m\\n: unknown option");
 }
 
@@ -328,6 +362,8 @@ fn only_paths_may_be_other_than_utf8() {
         let wrong = matches.one("--log-file", text).unwrap_err().to_string();
         assert_eq!(wrong, "--log-file: \"/\u{fffd}\" is not allowed: text in UTF-8");
     }
+    let matches = parse_bytes(&[b"-f/\xff"]).unwrap();
+    assert_eq!(matches.path("--log-file").unwrap().as_os_str().as_bytes(), b"/\xff");
     assert!(matches!(parse_bytes(&[b"--p\xff"]), Err(UsageError::Unknown { .. })));
     assert!(matches!(parse_bytes(&[b"\xff"]), Err(UsageError::Unexpected { .. })));
 }
@@ -357,7 +393,7 @@ proptest::proptest! {
     #[test]
     fn what_is_accepted_gives_back_what_was_given(
         words in proptest::collection::vec(
-            "(--port|-dp|--daemon|--listen-addr|--local-udp-addrs|--|-h|-d|--log-file)?=?[a-z\"'-]{0,3}",
+            "(--port|-dp|-p|-b|--daemon|--listen-addr|--local-udp-addrs|--|-h|-d|--log-file)?=?[a-z\"'-]{0,3}",
             0..8,
         ),
     ) {
@@ -370,7 +406,10 @@ proptest::proptest! {
                 ];
                 for value in kept.iter_mut().filter_map(Option::take) {
                     let attached = format!("={value}");
-                    let found = words.iter().any(|w| *w == value || w.ends_with(&attached));
+                    let short = format!("-dp{value}");
+                    let found = words
+                        .iter()
+                        .any(|w| *w == value || w.ends_with(&attached) || w.ends_with(&short));
                     proptest::prop_assert!(found && !value.starts_with("--"), "{value}");
                 }
             }

@@ -78,7 +78,7 @@ const ALPN: Opt = Opt::value(
     "PROTOCOL",
     None,
     "The application protocol in the TLS handshake (ALPN), such as http/1.1; a server refuses \
-     clients that offer only others.",
+     clients that offer none, or only others.",
 );
 
 fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {

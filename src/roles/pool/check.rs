@@ -10,7 +10,8 @@ use crate::cli::values::duration;
 use crate::error::Error;
 use crate::net::random;
 use crate::net::tls::{ClientTrust, Identity};
-use crate::roles::dial::{ConnectHints, TlsWords, connect_step, plain, recognise, tls_step};
+use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
+use crate::roles::dial::{ConnectHints, TlsWords, connect_step, recognise, tls_step};
 use crate::roles::framed::NoReply;
 use crate::roles::report::{Report, say};
 use crate::runtime::clock;
@@ -142,8 +143,8 @@ fn judge(
         )),
         Err(NoReply::Failed(error)) => {
             // In TLS 1.3 a server judges the certificate after the client's handshake is over.
-            let text = plain(&error.to_string());
-            let advice: &[&str] = if text.contains("certificate") || text.contains("unknown ca") {
+            let text = error.to_string();
+            let advice: &[&str] = if is_certificate_refused(&text) {
                 &[
                     "The server wants a client certificate, or another one: give --cert and --key.",
                     "Its log says what it refused.",
@@ -151,7 +152,7 @@ fn judge(
             } else {
                 &["The server's log may say why."]
             };
-            Err(report.failed(&format!("the connection failed: {text}"), advice))
+            Err(report.failed(&format!("the connection failed: {}", in_plain_words(&text)), advice))
         }
         Err(NoReply::OtherProtocol(bytes)) => {
             let what = recognise(&bytes, "try without --no-tls");

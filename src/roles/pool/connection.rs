@@ -11,7 +11,7 @@ use crate::net::tls::Acceptor;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
-use crate::wire::pool::{SESSION_ID_LEN, SessionId};
+use crate::wire::pool::{SESSION_ID_LEN, SessionId, is_client_hello};
 use mio::Interest;
 use mio::net::TcpStream;
 use std::io::{self, Read};
@@ -162,6 +162,13 @@ impl Connection {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                         Err(error) => return Err((SetUpFailure::Tls, error)),
                     }
+                    if self.stream.lacks_alpn() {
+                        self.stream.close();
+                        let cause = io::Error::other(
+                            "the client offers no application protocol (ALPN), --alpn wants one",
+                        );
+                        return Err((SetUpFailure::Alpn, cause));
+                    }
                     if self.framing == Framing::Mullvad {
                         // An id of its own, which nobody else can ask for.
                         let bytes =
@@ -180,6 +187,14 @@ impl Connection {
                     Ok(len) => {
                         have += len;
                         if have == SESSION_ID_LEN {
+                            // Within TLS it would be somebody's odd id, and no mistake.
+                            if matches!(self.stream, Stream::Plain(_)) && is_client_hello(&id) {
+                                let cause = io::Error::other(
+                                    "the client speaks TLS, this server was started with --no-tls \
+                                     instead of --cert",
+                                );
+                                return Err((SetUpFailure::TlsToPlain, cause));
+                            }
                             return Ok(SessionId::parse(&id));
                         }
                         self.events.again(STREAM, readiness);

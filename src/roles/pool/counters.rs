@@ -60,6 +60,9 @@ pub(super) enum SetUpFailure {
     Connect,
     Timeout,
     Tls,
+    ClientCertificate,
+    Alpn,
+    TlsToPlain,
     ProtocolError,
     Limit,
     System,
@@ -67,8 +70,18 @@ pub(super) enum SetUpFailure {
 
 impl SetUpFailure {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 7] =
-        ["lookup", "connect", "timeout", "tls", "protocol", "limit", "system"];
+    const LABELS: [&'static str; 10] = [
+        "lookup",
+        "connect",
+        "timeout",
+        "tls",
+        "client-certificate",
+        "alpn",
+        "tls-to-plain",
+        "protocol",
+        "limit",
+        "system",
+    ];
 }
 
 /// Counters of one side of the pool.

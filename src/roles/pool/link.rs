@@ -174,7 +174,11 @@ impl Link {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(LinkEnd::Failed(error)),
+                Err(error) => {
+                    // "Broken pipe" is only how the alert that came first looks from here.
+                    let error = self.stream.last_word().unwrap_or(error);
+                    return Err(LinkEnd::Failed(error));
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use super::connection::{Begin, Connection, Frame as ConnectionFrame};
 use super::counters::SetUpFailure;
 use super::link::Sink;
 use super::lookup::{self, Lookup};
-use super::session::{Order, Session, SessionEnd, UDP, WAKE as SESSION_WAKE};
+use super::session::{Orders, Session, SessionEnd, UDP, WAKE as SESSION_WAKE};
 use super::{Activity, Framing, ServerConfig, ServerTls, Shared};
 use crate::error::Error;
 use crate::net::tcp::{Keepalive, StreamOptions};
@@ -83,11 +83,10 @@ struct ConnectionHandle {
 struct SessionHandle {
     serial: u64,
     id: SessionId,
-    orders: Sender<Order>,
+    orders: Orders,
     thread: Thread<SessionEnd>,
     socket: Arc<UdpSocket>,
     activity: Arc<Activity>,
-    connections: usize,
 }
 
 struct Server {
@@ -263,7 +262,7 @@ impl Server {
         else {
             return;
         };
-        if owner.connections >= connections_max {
+        if owner.orders.connections() >= connections_max {
             let cause = format!("its session has --max-connections-per-session {connections_max}");
             self.refuse(connection, &cause);
             return;
@@ -272,13 +271,12 @@ impl Server {
             sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None },
             activity: Arc::clone(&owner.activity),
         };
-        if owner.orders.send(Order::Add(link)).is_err() {
-            // The session ends at this moment; the client comes again.
+        if !owner.orders.add(link) {
+            // The session ends at this moment, or has not kept up; the client comes again.
             handle.orders.close();
             return;
         }
         handle.session = Some(owner.serial);
-        owner.connections += 1;
         // Only now: the target's answer to the first datagram must find the connection. One that
         // has ended meanwhile says so itself.
         let _ = handle.orders.send(begin);
@@ -309,12 +307,14 @@ impl Server {
         let now = clock::now();
         let serial = self.sessions_started;
         self.sessions_started += 1;
-        let orders_max = 2 * self.config.connections_per_session_max + 2;
+        // The queue's memory is taken at once: not for more than there can be.
+        let connections_max =
+            self.config.connections_per_session_max.min(self.config.connections_max);
         let activity = Arc::new(Activity::new(now));
         let opened = self.connect_target().and_then(|mut socket| {
             let mut events = EventLoop::new()?;
             let wake = Wake::new(events.waker(SESSION_WAKE)?);
-            let (orders_sender, orders) = queue::bounded(orders_max, &wake);
+            let (orders_sender, orders) = Orders::new(connections_max, &wake);
             events.register(socket.source(), UDP, Interest::READABLE)?;
             let socket = Arc::new(socket);
             let session = Session {
@@ -342,7 +342,7 @@ impl Server {
         });
         let (orders, thread, socket) =
             opened.map_err(|error| format!("cannot open a session: {error}"))?;
-        let handle = SessionHandle { serial, id, orders, thread, socket, activity, connections: 0 };
+        let handle = SessionHandle { serial, id, orders, thread, socket, activity };
         self.sessions.insert(id, handle);
         self.shared.counters.sessions.add(1);
         self.shared.counters.sessions_opened.increment();
@@ -373,9 +373,7 @@ impl Server {
             .session
             .and_then(|serial| self.sessions.values_mut().find(|owner| owner.serial == serial));
         if let Some(owner) = owner {
-            owner.connections = owner.connections.saturating_sub(1);
-            // A session that does not take it is ending.
-            let _ = owner.orders.send(Order::Remove(connection));
+            owner.orders.remove(connection);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
-use crate::runtime::queue::Receiver;
+use crate::runtime::queue::{self, NotSent, Receiver, Sender, Wake};
 use mio::Token;
 use std::io;
 use std::sync::Arc;
@@ -24,6 +24,57 @@ pub(super) enum Order {
     Add(LinkHandle),
     /// A connection has ended.
     Remove(u64),
+}
+
+/// The main thread's end of a session: its orders, and room for those that must arrive.
+///
+/// A connection is added only if the queue has room, beside what waits, for the removals of all
+/// connections and this one. The main thread alone sends and the session alone takes out, so that
+/// room stays until the removal needs it. A lost one would keep a session without connections for
+/// ever: nothing would tell it that its grace has begun.
+#[derive(Debug)]
+pub(super) struct Orders {
+    sender: Sender<Order>,
+    capacity: usize,
+    /// Connections that were added and not removed yet: removals still to come.
+    connections: usize,
+}
+
+impl Orders {
+    /// Orders for a session of so many connections, which `wake` wakes.
+    pub(super) fn new(connections_max: usize, wake: &Wake) -> (Orders, Receiver<Order>) {
+        // All of them come, go and come again before the session has looked once.
+        let capacity = 3 * connections_max;
+        let (sender, receiver) = queue::bounded(capacity, wake);
+        (Orders { sender, capacity, connections: 0 }, receiver)
+    }
+
+    /// The session's connections, as the main thread sees them.
+    pub(super) fn connections(&self) -> usize {
+        self.connections
+    }
+
+    /// A connection joins; false when the session has ended or lags too far behind to take more.
+    pub(super) fn add(&mut self, link: LinkHandle) -> bool {
+        let removals = self.connections + 1;
+        let has_room = self.sender.waiting() + 1 + removals <= self.capacity;
+        let is_added = has_room && self.sender.send(Order::Add(link)).is_ok();
+        self.connections += usize::from(is_added);
+        is_added
+    }
+
+    /// A connection that was added has ended.
+    pub(super) fn remove(&mut self, id: u64) {
+        self.connections = self.connections.saturating_sub(1);
+        // Never full, see above. One that has ended needs no telling.
+        let sent = self.sender.send(Order::Remove(id));
+        debug_assert!(!matches!(sent, Err(NotSent::Full(_))), "no room for a removal");
+    }
+
+    /// Ends the session.
+    pub(super) fn close(&self) {
+        self.sender.close();
+    }
 }
 
 /// One session.
@@ -166,5 +217,83 @@ pub(super) fn hand_over(shared: &Shared, links: &mut Links, batch: Batch, now: I
             if links.is_empty() { DropReason::NotConnected } else { DropReason::QueuesFull };
         shared.counters.drop(reason, batch.datagrams);
         recycle(&shared.buffers, batch.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::stream::Socket;
+    use crate::roles::pool::batch::Waiting;
+    use crate::runtime::metrics::Registry;
+
+    /// Connections that are nobody's, to one listener.
+    struct Handles {
+        wake: Wake,
+        socket: Socket,
+        unsent: Arc<crate::runtime::metrics::Gauge>,
+    }
+
+    impl Handles {
+        fn make(&self, id: u64) -> LinkHandle {
+            LinkHandle {
+                id,
+                queue: queue::bounded(1, &self.wake).0,
+                waiting: Arc::new(Waiting::new(self.socket.clone(), Arc::clone(&self.unsent))),
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_was_added_can_be_removed_before_the_session_looks() {
+        let events = EventLoop::new().unwrap();
+        let wake = Wake::new(events.waker(WAKE).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = mio::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let unsent = Registry::new().gauge("unsent", "Unsent.");
+        let handles = Handles { wake: wake.clone(), socket: Socket::new(stream), unsent };
+        for connections_max in [1, 2, 64] {
+            let (mut orders, receiver) = Orders::new(connections_max, &wake);
+            let mut links = Links::new(1);
+            let mut added = std::collections::VecDeque::new();
+            let mut refused = 0;
+            for id in 0..20 * connections_max as u64 {
+                // As the server: the oldest goes when the session has all that it may have.
+                if added.len() == connections_max {
+                    orders.remove(added.pop_front().unwrap());
+                }
+                if orders.add(handles.make(id)) {
+                    added.push_back(id);
+                } else {
+                    refused += 1;
+                }
+                // The session looks rarely.
+                if id % (5 * connections_max as u64) == 0 {
+                    take(&receiver, &mut links);
+                }
+            }
+            assert!(refused > 0, "the queue was never full: {connections_max}");
+            assert_eq!(orders.connections(), added.len());
+            for id in added {
+                orders.remove(id);
+            }
+            assert_eq!((orders.connections(), orders.sender.dropped()), (0, 0));
+            take(&receiver, &mut links);
+            assert!(links.is_empty(), "a removal is lost");
+            assert!(orders.add(handles.make(u64::MAX)), "a session that has caught up takes more");
+        }
+        let (mut orders, receiver) = Orders::new(2, &wake);
+        drop(receiver);
+        assert!(!orders.add(handles.make(0)));
+        assert_eq!(orders.connections(), 0);
+    }
+
+    fn take(orders: &Receiver<Order>, links: &mut Links) {
+        for order in orders.drain() {
+            match order {
+                Order::Add(link) => links.add(link, clock::now()),
+                Order::Remove(id) => links.remove(id),
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use super::server::STREAM_OPTIONS;
 use super::{Activity, Destination, Shared};
 use crate::net::stream::{ReadAhead, Socket, Stream};
 use crate::net::tcp;
+use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
@@ -95,13 +96,20 @@ impl Uplink {
             let delay = match self.connect() {
                 Ok(Some(stream)) => {
                     let begin = clock::now();
-                    self.serve(stream);
+                    let refusal = self.serve(stream);
                     if clock::now().saturating_duration_since(begin) >= LONG_LIVED {
                         backoff.succeeded();
                     }
-                    // The first attempt after a loss is free; a server that takes connections and
-                    // drops them is not asked in a loop.
-                    backoff.failed() / 10
+                    let delay = backoff.failed();
+                    match refusal {
+                        Some((failure, cause)) => {
+                            self.complain(failure, &cause, delay);
+                            delay
+                        }
+                        // The first attempt after a loss is free; a server that takes connections
+                        // and drops them is not asked in a loop.
+                        None => delay / 10,
+                    }
                 }
                 Ok(None) => return,
                 Err((failure, cause)) => {
@@ -219,7 +227,15 @@ impl Uplink {
         };
         if route.sends_session_id {
             // An empty send buffer takes 16 bytes, and one TLS record.
-            stream.write_all(&self.session.bytes()).map_err(failed)?;
+            if let Err(error) = stream.write_all(&self.session.bytes()) {
+                return Err(match stream.last_word() {
+                    Some(word) => {
+                        let text = word.to_string();
+                        (kind_of(&text), format!("{address}: {}", in_plain_words(&text)))
+                    }
+                    None => failed(error),
+                });
+            }
         }
         Ok(Some(stream))
     }
@@ -243,7 +259,9 @@ impl Uplink {
             return Ok(Some(Stream::Plain(socket.clone())));
         };
         let failed = |error: &native_tls::Error| {
-            (SetUpFailure::Tls, format!("{address}: TLS with {}: {error}", tls.server_name))
+            let text = error.to_string();
+            let cause = in_plain_words(&text);
+            (kind_of(&text), format!("{address}: TLS with {}: {cause}", tls.server_name))
         };
         let mut result = tls.connector.connect(&tls.server_name, ReadAhead::new(socket.clone()));
         loop {
@@ -283,7 +301,9 @@ impl Uplink {
         }
     }
 
-    fn serve(&mut self, mut stream: Stream) {
+    /// Carries datagrams until the connection ends. The failure if it has never been one: a server
+    /// of TLS 1.3 judges the client's certificate when the client takes the connection for up.
+    fn serve(&mut self, mut stream: Stream) -> Option<Failure> {
         let shared = Arc::clone(&self.route.shared);
         let waiting = Arc::new(Waiting::new(
             stream.socket().clone(),
@@ -295,7 +315,7 @@ impl Uplink {
             LinkHandle { id: self.serial, queue: batch_sender, waiting: Arc::clone(&waiting) };
         let up = ToMain::Up { endpoint: self.endpoint, session: self.session, link };
         if self.to_main.send_waiting(up).is_err() {
-            return;
+            return None;
         }
         shared.counters.connections_up.increment();
         shared.counters.connections.add(1);
@@ -312,15 +332,27 @@ impl Uplink {
         let end = link.serve(&mut self.events, || words.is_closed());
         shared.counters.connections.add(-1);
         shared.counters.link_down(&end);
+        let mut refusal = None;
         match end {
+            LinkEnd::Failed(error) if is_certificate_refused(&error.to_string()) => {
+                let cause = in_plain_words(&error.to_string());
+                refusal = Some((SetUpFailure::ClientCertificate, cause));
+            }
             LinkEnd::Failed(error) => {
                 let destination = &self.route.destination;
-                shared.warn(&format_args!("uplink to {destination}: {error}"));
+                let cause = in_plain_words(&error.to_string());
+                shared.warn(&format_args!("uplink to {destination}: {cause}"));
             }
             end => log::debug!("uplink {}: {end}", self.serial),
         }
         // A main thread that has gone needs no telling.
         let _ =
             self.to_main.send_waiting(ToMain::Down { endpoint: self.endpoint, id: self.serial });
+        refusal
     }
+}
+
+/// The kind of a failure of TLS with this text.
+fn kind_of(text: &str) -> SetUpFailure {
+    if is_certificate_refused(text) { SetUpFailure::ClientCertificate } else { SetUpFailure::Tls }
 }

@@ -7,6 +7,7 @@ use crate::cli::table::{Command, Opt, Positional};
 use crate::cli::values::{duration, endpoint, text};
 use crate::error::Error;
 use crate::net::tls::{ClientTrust, Identity};
+use crate::net::tls_failure::in_plain_words;
 use crate::roles::dial::{ConnectHints, TlsWords, connect_step, recognise, tls_step};
 use crate::roles::framed::NoReply;
 use crate::roles::report::{Report, say};
@@ -195,7 +196,8 @@ fn examine(
             } else {
                 &[]
             };
-            Err(report.failed(&format!("the connection failed: {error}"), advice))
+            let text = in_plain_words(&error.to_string());
+            Err(report.failed(&format!("the connection failed: {text}"), advice))
         }
         Err(NoReply::OtherProtocol(bytes)) => Err(report.failed(
             &format!("what answers does not speak udpgw: {}", recognise(&bytes, "try --tls")),

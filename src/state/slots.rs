@@ -4,7 +4,7 @@
 /// Where a thing stands. Its number is used again once the thing is removed.
 pub type Slot = u32;
 
-/// No slot: one end of a queue. So many things do not fit into memory.
+/// No slot: one end of a queue.
 const NONE: Slot = Slot::MAX;
 
 /// Things of one kind in `QUEUES` queues.
@@ -47,20 +47,17 @@ impl<T, const QUEUES: usize> Slots<T, QUEUES> {
         self.len() == 0
     }
 
-    /// Adds a thing at the back of a queue. Panics if there is no such queue, here and below.
+    /// Adds a thing at the back of a queue, of which there must be one of that number, as below.
     pub fn push(&mut self, queue: usize, thing: T) -> Slot {
         let place = Place { thing: Some(thing), queue, before: NONE, after: NONE };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.places[slot as usize] = place;
-                slot
-            }
-            None => {
-                let slot = Slot::try_from(self.places.len()).unwrap_or(NONE);
-                assert!(slot != NONE, "more things than slots have numbers");
-                self.places.push(place);
-                slot
-            }
+        let slot = if let Some(slot) = self.free.pop() {
+            self.places[slot as usize] = place;
+            slot
+        } else {
+            // So many things do not fit into memory.
+            let slot = Slot::try_from(self.places.len()).unwrap_or(NONE);
+            self.places.push(place);
+            slot
         };
         self.link(slot);
         slot

@@ -49,7 +49,7 @@ const RULES: &[Rule] = &[
     Rule {
         layer: "roles",
         layers: &["wire", "state", "net", "runtime", "cli", "error", "roles"],
-        crates: &["log", "mio", "native_tls", "nix"],
+        crates: &["blake2", "log", "mio", "native_tls", "nix"],
         std_refused: &[],
     },
     Rule {

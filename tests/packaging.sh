@@ -29,7 +29,7 @@ scratch=$(mktemp -d) || exit 1
 chmod 755 "$scratch"
 mkdir -m 1777 "$scratch/tmp" "$scratch/log"
 export TMPDIR=$scratch/tmp
-services='udpferry-udpgw udpferry-pool-server udpferry-pool-client'
+services='udpferry-udpgw udpferry-pool-server udpferry-pool-client udpferry-rendezvous'
 # The one whose installation and life are tested in every detail.
 service=udpferry-udpgw
 pids=()
@@ -171,7 +171,7 @@ installer_tests() {
 		check "$shell install: unit of $name" test -s "$root/usr/lib/systemd/system/$name.service"
 	done
 	check "$shell install: socket unit" test -s "$root/usr/lib/systemd/system/$service.socket"
-	for name in udpferry-udpgw udpferry-pool-server; do
+	for name in udpferry-udpgw udpferry-pool-server udpferry-rendezvous; do
 		check "$shell install: firewalld file $name" test -s "$root/usr/lib/firewalld/services/$name.xml"
 	done
 	check "$shell install: configuration in sysconfig" test -s "$root/etc/sysconfig/$service"
@@ -201,7 +201,7 @@ installer_tests() {
 	check "$shell install: unknown argument exits 2" equal "$code" 2
 	install --root "$root" --enable=frobnicate
 	check "$shell install: unknown service exits 2" equal "$code" 2
-	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client"
+	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client rendezvous"
 	install --root "$root" --enable
 	check "$shell install: --enable in a scratch root exits 2" equal "$code" 2
 	CARGO_TARGET_DIR=$scratch/none install --root "$root"

@@ -7,6 +7,7 @@ pub mod listening;
 pub mod peer;
 pub mod pool;
 pub mod proof;
+pub mod rendezvous;
 pub mod report;
 pub mod selftest;
 pub mod startup;
@@ -67,5 +68,13 @@ pub const ROLES: &[Role] = &[
         check: None,
         selftest: None,
         metrics: pool::metrics,
+    },
+    Role {
+        command: &rendezvous::COMMAND,
+        aliases: &[],
+        run: rendezvous::run,
+        check: Some((&rendezvous::CHECK, rendezvous::check)),
+        selftest: Some(rendezvous::selftest),
+        metrics: rendezvous::metrics,
     },
 ];

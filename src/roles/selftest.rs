@@ -165,6 +165,13 @@ pub fn free_port() -> Result<u16, Error> {
         .map_err(Error::while_doing(|| "selftest: no free port on 127.0.0.1"))
 }
 
+/// A free UDP port of 127.0.0.1. Another process may take it first; then the role says so.
+pub fn free_udp_address() -> Result<std::net::SocketAddr, Error> {
+    UdpSocket::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .map_err(Error::while_doing(|| "selftest: no free UDP port on 127.0.0.1"))
+}
+
 /// Sends back what it gets until it gets `stop`.
 pub fn echo(socket: &UdpSocket, stop: &[u8]) -> io::Result<()> {
     let mut bytes = vec![0; 65_536];

@@ -31,8 +31,15 @@ impl TokenBucket {
     /// `now` may go backwards: time then stands still until it passes the latest instant seen, so
     /// that no time is earned twice.
     pub fn take(&mut self, now: Instant) -> bool {
+        self.take_many(1, now)
+    }
+
+    /// Takes so many tokens, or none of them: returns false when there are fewer. Time as in
+    /// [`TokenBucket::take`].
+    pub fn take_many(&mut self, tokens: u32, now: Instant) -> bool {
         self.refill(now);
-        match self.available.checked_sub(TOKEN) {
+        // Below 2^62, as the capacity.
+        match self.available.checked_sub(u64::from(tokens) * TOKEN) {
             Some(rest) => {
                 self.available = rest;
                 true
@@ -101,6 +108,18 @@ mod tests {
 
     fn count(bucket: &mut TokenBucket, now: Instant, tries: u32) -> u32 {
         (0..tries).map(|_| u32::from(bucket.take(now))).sum()
+    }
+
+    #[test]
+    fn many_tokens_are_taken_together_or_not_at_all() {
+        let start = base();
+        let mut bucket = TokenBucket::new(1000, 1500);
+        assert!(bucket.take_many(1400, start));
+        assert!(!bucket.take_many(101, start));
+        assert!(bucket.take_many(100, start));
+        assert!(!bucket.take_many(1001, start + Duration::from_secs(1)));
+        assert!(bucket.take_many(1000, start + Duration::from_secs(1)));
+        assert!(bucket.take_many(0, start));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::roles::proof::{
     Certificate, EchoServer, LARGE_SIZES, SIZES, TIMEOUT, Tally, datagram, run_clients,
 };
-use crate::roles::selftest::{SelftestRow, Service, free_port};
+use crate::roles::selftest::{SelftestRow, Service, free_port, free_udp_address};
 use crate::runtime::clock;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -46,13 +46,6 @@ fn args(side: &str, bind: SocketAddr, more: &[String], destination: SocketAddr) 
     args.extend_from_slice(more);
     args.extend([destination.ip().to_string(), destination.port().to_string()]);
     args
-}
-
-/// A free UDP port. Another process may take it first; then the role says so.
-fn free_udp_address() -> Result<SocketAddr, Error> {
-    UdpSocket::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .map_err(Error::while_doing(|| "selftest: no free UDP port on 127.0.0.1"))
 }
 
 fn connect(client: SocketAddr) -> io::Result<UdpSocket> {

@@ -1,0 +1,104 @@
+//! Cookies: who shows one has received what we sent to its address, and we remember nothing.
+
+use crate::error::Error;
+use crate::net::random;
+use crate::wire::rendezvous::{Cookie, MemberId, Token};
+use blake2::digest::consts::U16;
+use blake2::digest::{Digest, KeyInit, Mac};
+use blake2::{Blake2s256, Blake2sMac};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// How long a cookie counts at least; at most twice as long.
+const EPOCH: Duration = Duration::from_secs(30);
+
+const MEMBER: &[u8] = b"udpferry member v1";
+
+/// Makes cookies and checks them, with a key that is as old as the process.
+pub(super) struct Cookies {
+    key: Blake2sMac<U16>,
+    start: Instant,
+}
+
+impl Cookies {
+    /// With a random key.
+    pub(super) fn new(now: Instant) -> Result<Cookies, Error> {
+        let key = random::bytes().map_err(Error::while_doing(|| "cannot make a key"))?;
+        Ok(Cookies::with_key(&key, now))
+    }
+
+    fn with_key(key: &[u8; 32], now: Instant) -> Cookies {
+        Cookies { key: <Blake2sMac<U16> as KeyInit>::new(key.into()), start: now }
+    }
+
+    /// The cookie for an endpoint.
+    pub(super) fn make(&self, now: Instant, endpoint: SocketAddr) -> Cookie {
+        Cookie(self.over(self.epoch(now), endpoint).finalize().into_bytes().into())
+    }
+
+    /// Whether the cookie is that of the endpoint, made in this half minute or the one before.
+    pub(super) fn counts(&self, now: Instant, endpoint: SocketAddr, cookie: Cookie) -> bool {
+        let epoch = self.epoch(now);
+        [Some(epoch), epoch.checked_sub(1)].into_iter().flatten().any(|epoch| {
+            // In constant time.
+            self.over(epoch, endpoint).verify_slice(&cookie.0).is_ok()
+        })
+    }
+
+    fn epoch(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_secs() / EPOCH.as_secs()
+    }
+
+    fn over(&self, epoch: u64, endpoint: SocketAddr) -> Blake2sMac<U16> {
+        let address = match endpoint.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let mut mac = self.key.clone();
+        mac.update(&epoch.to_be_bytes());
+        mac.update(&address.octets());
+        mac.update(&endpoint.port().to_be_bytes());
+        mac
+    }
+}
+
+/// The member whose secret the token is.
+pub(super) fn member_of(token: Token) -> MemberId {
+    let hash = Blake2s256::new().chain_update(MEMBER).chain_update(token.0).finalize();
+    let mut id = [0; 8];
+    id.copy_from_slice(&hash[..8]);
+    MemberId(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::clock;
+
+    #[test]
+    fn a_cookie_is_of_one_endpoint_for_half_a_minute_or_two() {
+        let now = clock::now();
+        let cookies = Cookies::with_key(&[7; 32], now);
+        let endpoint: SocketAddr = "192.0.2.1:5000".parse().unwrap();
+        let cookie = cookies.make(now, endpoint);
+        for seconds in [0, 29, 30, 59] {
+            assert!(cookies.counts(now + Duration::from_secs(seconds), endpoint, cookie));
+        }
+        assert!(!cookies.counts(now + Duration::from_secs(60), endpoint, cookie));
+        for other in ["192.0.2.1:5001", "192.0.2.2:5000", "[2001:db8::1]:5000"] {
+            assert!(!cookies.counts(now, other.parse().unwrap(), cookie), "{other}");
+        }
+        let restarted = Cookies::with_key(&[8; 32], now);
+        assert!(!restarted.counts(now, endpoint, cookie));
+        assert!(!cookies.counts(now, endpoint, Cookie([0; 16])));
+    }
+
+    /// From Python: hashlib.blake2s(b"udpferry member v1" + bytes(range(16))).digest()[:8]
+    #[test]
+    fn a_member_is_the_hash_of_its_token() {
+        let token = Token(std::array::from_fn(|at| u8::try_from(at).unwrap()));
+        assert_eq!(member_of(token).0, MEMBER_OF_RANGE);
+    }
+
+    const MEMBER_OF_RANGE: [u8; 8] = [0x7d, 0x35, 0xcd, 0xc1, 0x41, 0x48, 0xf9, 0x82];
+}

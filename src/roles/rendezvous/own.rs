@@ -1,0 +1,176 @@
+//! Our own protocol: cookies, rooms, introductions, the relay.
+
+use super::cookie::member_of;
+use super::counters::{Asked, DropReason};
+use super::desk::Desk;
+use crate::net::random;
+use crate::state::contact::Contact;
+use crate::state::registry::{Called, Entry, Notice};
+use crate::wire::rendezvous::{
+    Answer, Cookie, MemberId, RELAY_HEADER_LEN, Request, RoomId, Token, parse_request, write_answer,
+};
+use std::time::{Duration, Instant};
+
+impl Desk {
+    pub(super) fn answer_own(&mut self, now: Instant, from: Contact, datagram: &[u8]) {
+        let Some(request) = parse_request(datagram) else {
+            return self.refuse(now, from, DropReason::Malformed);
+        };
+        // What is relayed has limits of its own.
+        if let Request::Relay { member, payload } = request {
+            self.asked(Asked::Relay);
+            return self.relay(now, from, member, payload);
+        }
+        if !self.admit(now, from, 1) {
+            return;
+        }
+        match request {
+            Request::Hello { tx, .. } => {
+                self.asked(Asked::Hello);
+                self.offer_cookie(now, from, tx);
+            }
+            Request::Register { tx, cookie, room, token, rtt_ms, sealed } => {
+                self.asked(Asked::Register);
+                if self.is_proven(now, from, tx, cookie) {
+                    let member = member_of(token);
+                    let entry = Entry { room, member, contact: from, rtt_ms, sealed };
+                    self.register(now, tx, &entry);
+                }
+            }
+            Request::Introduced { introduction } => {
+                self.asked(Asked::Introduced);
+                if !self.registry.acknowledge(from.endpoint, introduction) {
+                    self.refuse(now, from, DropReason::UnknownIntroduction);
+                }
+            }
+            Request::Call { tx, cookie, room, token, member } => {
+                self.asked(Asked::Call);
+                if self.is_proven(now, from, tx, cookie) {
+                    self.call(now, from, room, token, member);
+                }
+            }
+            Request::Leave { tx, cookie, room, token } => {
+                self.asked(Asked::Leave);
+                if self.is_proven(now, from, tx, cookie) {
+                    self.registry.leave(room, member_of(token), &mut self.notices);
+                    // Also who is not there any more, and asks again.
+                    self.say(from, &Answer::Left { tx });
+                    self.deliver(now);
+                }
+            }
+            Request::Relay { .. } => {}
+        }
+    }
+
+    fn say(&mut self, to: Contact, answer: &Answer<'_>) {
+        self.outbox.add(to, |bytes| {
+            write_answer(bytes, answer);
+            Some(())
+        });
+    }
+
+    fn offer_cookie(&mut self, now: Instant, to: Contact, tx: u64) {
+        let cookie = self.cookies.make(now, to.endpoint);
+        self.say(to, &Answer::Cookie { tx, cookie, endpoint: to.endpoint });
+    }
+
+    /// Whether the cookie counts; if not, another one is offered, in fewer bytes than any request
+    /// with a cookie has.
+    fn is_proven(&mut self, now: Instant, from: Contact, tx: u64, cookie: Cookie) -> bool {
+        let counts = self.cookies.counts(now, from.endpoint, cookie);
+        if !counts {
+            self.counters.cookies_refused.increment();
+            self.offer_cookie(now, from, tx);
+        }
+        counts
+    }
+
+    fn register(&mut self, now: Instant, tx: u64, entry: &Entry<'_>) {
+        let entered = self.registry.register(now, entry, &mut chance, &mut self.notices);
+        let answer = match entered {
+            Ok(members) => Answer::Registered {
+                tx,
+                member: entry.member,
+                endpoint: entry.contact.endpoint,
+                refresh_s: seconds(self.refresh).max(1),
+                expiry_s: seconds(self.expiry),
+                relay: self.relays,
+                members: u8::try_from(members).unwrap_or(u8::MAX),
+            },
+            Err(reason) => {
+                self.counters.refused(reason);
+                self.tell(now, || format!("{} refused: {reason:?}", entry.contact.endpoint));
+                Answer::Refused { tx, reason }
+            }
+        };
+        self.say(entry.contact, &answer);
+        self.deliver(now);
+    }
+
+    fn call(&mut self, now: Instant, from: Contact, room: RoomId, token: Token, called: MemberId) {
+        let caller = member_of(token);
+        let pair = (caller, called);
+        match self.registry.call(now, room, pair, &mut chance, &mut self.notices) {
+            Called::Introduced | Called::Pending => {}
+            Called::NotThere => self.say(from, &Answer::Gone { member: called }),
+            // It shall register again.
+            Called::NotAMember => self.say(from, &Answer::Gone { member: caller }),
+        }
+        self.deliver(now);
+    }
+
+    fn relay(&mut self, now: Instant, from: Contact, to: MemberId, payload: &[u8]) {
+        if !self.relays {
+            return self.refuse(now, from, DropReason::RelayOff);
+        }
+        let len = payload.len() + RELAY_HEADER_LEN;
+        match self.registry.relay(now, from.endpoint, to, len) {
+            Ok((contact, member)) => self.say(contact, &Answer::Relayed { member, payload }),
+            Err(reason) => self.refuse(now, from, reason.into()),
+        }
+    }
+
+    /// Writes what the registry wants to be sent.
+    pub(super) fn deliver(&mut self, now: Instant) {
+        let mut notices = std::mem::take(&mut self.notices);
+        for notice in notices.drain(..) {
+            match notice {
+                Notice::Introduce { introduction, start_ms, to, about } => {
+                    let Some((member, endpoints, sealed)) = self.registry.announcement(about)
+                    else {
+                        continue;
+                    };
+                    let answer =
+                        Answer::Introduce { introduction, start_ms, member, endpoints, sealed };
+                    for contact in self.registry.contacts(to).into_iter().flatten() {
+                        self.outbox.add(contact, |bytes| {
+                            write_answer(bytes, &answer);
+                            Some(())
+                        });
+                        self.counters.introductions.increment();
+                    }
+                }
+                Notice::Gone { to, member } => {
+                    for contact in to.into_iter().flatten() {
+                        self.say(contact, &Answer::Gone { member });
+                    }
+                }
+            }
+            if self.outbox.is_full() {
+                self.send(now);
+            }
+        }
+        self.notices = notices;
+    }
+}
+
+/// Whole seconds, rounded down: asking early does no harm.
+fn seconds(time: Duration) -> u16 {
+    u16::try_from(time.as_secs()).unwrap_or(u16::MAX)
+}
+
+/// Half of an introduction's number. Without chance it is still known only to whoever gets it, and
+/// counts only from there.
+fn chance() -> u32 {
+    random::bytes().map_or(0, u32::from_ne_bytes)
+}

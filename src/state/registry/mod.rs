@@ -1,0 +1,498 @@
+//! The rooms of a rendezvous server: who is where, who has to be told of whom and when.
+//!
+//! Nothing here sends: what is to be sent is added to a list of [`Notice`]s. Members stand in the
+//! order of their last refresh and introductions in a queue for each repeat, so that the next
+//! deadline is at hand, and a refresh takes no memory.
+
+mod introductions;
+
+pub use introductions::REPEATS;
+
+use super::contact::Contact;
+use super::slots::{Slot, Slots};
+use super::token_bucket::TokenBucket;
+use crate::wire::rendezvous::{Endpoints, MemberId, Refusal, RoomId};
+use introductions::Introductions;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// The nearer of two members waits no longer for the other one.
+const START_MAX: Duration = Duration::from_millis(500);
+
+/// A relay's bucket holds at least the largest datagram.
+const RELAY_BURST_MIN: u32 = 65_536;
+
+/// Notices of one [`Registry::tend`], about: more wait for the next.
+const NOTICES_PER_TEND: usize = 256;
+
+/// How much there may be of everything.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Rooms.
+    pub rooms_max: usize,
+    /// Members of a room, at most 255.
+    pub members_max: usize,
+    /// Introductions that wait for their acknowledgement; further ones are sent once.
+    pub introductions_max: usize,
+    /// How long a member lasts without a refresh.
+    pub expiry: Duration,
+    /// Bytes in a second that are relayed in a room and in all.
+    pub relay: RelayRates,
+}
+
+/// Bytes in a second.
+#[derive(Debug, Clone, Copy)]
+pub struct RelayRates {
+    /// Of a room.
+    pub room: u32,
+    /// Of all rooms.
+    pub total: u32,
+}
+
+/// What a client registers.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The room.
+    pub room: RoomId,
+    /// Who enters it, or stays.
+    pub member: MemberId,
+    /// How it is reached.
+    pub contact: Contact,
+    /// Its round trip to us, in milliseconds.
+    pub rtt_ms: u16,
+    /// Its announcement.
+    pub sealed: &'a [u8],
+}
+
+/// What is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// To one member of another. The slots are those of the registry until it is changed.
+    Introduce {
+        /// The introduction's number.
+        introduction: u64,
+        /// Milliseconds until the first probe shall be sent.
+        start_ms: u16,
+        /// Who is told.
+        to: Slot,
+        /// Of whom.
+        about: Slot,
+    },
+    /// A member is gone.
+    Gone {
+        /// Who is told, over one family or both.
+        to: [Option<Contact>; 2],
+        /// Who is gone.
+        member: MemberId,
+    },
+}
+
+/// What became of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Called {
+    /// Both are introduced to each other.
+    Introduced,
+    /// They are being introduced already.
+    Pending,
+    /// The called one is not in the room.
+    NotThere,
+    /// The caller is not in the room.
+    NotAMember,
+}
+
+/// Why a datagram is not relayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotRelayed {
+    /// It comes from no member's endpoint.
+    NotAMember,
+    /// It is for nobody in the sender's room.
+    NotThere,
+    /// The room has used up its rate.
+    RoomRate,
+    /// All rooms together have.
+    TotalRate,
+}
+
+/// Rooms and their members.
+#[derive(Debug)]
+pub struct Registry {
+    limits: Limits,
+    rooms: Slots<Room, 1>,
+    by_id: HashMap<RoomId, Slot>,
+    /// The least recently refreshed first.
+    members: Slots<Member, 1>,
+    by_endpoint: HashMap<SocketAddr, Slot>,
+    introductions: Introductions,
+    relay: TokenBucket,
+}
+
+#[derive(Debug)]
+struct Room {
+    id: RoomId,
+    members: Vec<Slot>,
+    relay: TokenBucket,
+}
+
+#[derive(Debug)]
+struct Member {
+    id: MemberId,
+    room: Slot,
+    /// Over IPv4 and over IPv6.
+    sites: [Option<Site>; 2],
+    rtt_ms: u16,
+    refreshed: Instant,
+    sealed: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Site {
+    contact: Contact,
+    refreshed: Instant,
+}
+
+impl Member {
+    fn sites(&self) -> impl Iterator<Item = Site> {
+        self.sites.into_iter().flatten()
+    }
+
+    fn contacts(&self) -> [Option<Contact>; 2] {
+        self.sites.map(|site| site.map(|site| site.contact))
+    }
+}
+
+fn family(endpoint: SocketAddr) -> usize {
+    usize::from(endpoint.is_ipv6())
+}
+
+fn relay_bucket(rate: u32) -> TokenBucket {
+    TokenBucket::new(rate, rate.max(RELAY_BURST_MIN))
+}
+
+impl Registry {
+    /// No rooms yet, and no memory for any.
+    pub fn new(limits: Limits) -> Registry {
+        Registry {
+            limits,
+            rooms: Slots::default(),
+            by_id: HashMap::new(),
+            members: Slots::default(),
+            by_endpoint: HashMap::new(),
+            introductions: Introductions::new(limits.introductions_max),
+            relay: relay_bucket(limits.relay.total),
+        }
+    }
+
+    /// How many rooms there are.
+    pub fn rooms(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// How many members there are in all rooms.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// How many introductions wait for their acknowledgement.
+    pub fn introductions(&self) -> usize {
+        self.introductions.len()
+    }
+
+    /// How a member is reached, over one family or both.
+    pub fn contacts(&self, member: Slot) -> [Option<Contact>; 2] {
+        self.members.get(member).map_or([None; 2], Member::contacts)
+    }
+
+    /// What others are told of a member.
+    pub fn announcement(&self, member: Slot) -> Option<(MemberId, Endpoints, &[u8])> {
+        let member = self.members.get(member)?;
+        let mut endpoints = member.sites().map(|site| site.contact.endpoint);
+        let endpoints = Endpoints { first: endpoints.next()?, second: endpoints.next() };
+        Some((member.id, endpoints, &member.sealed))
+    }
+
+    /// Enters a member or refreshes it, and returns how many members the room has.
+    ///
+    /// A new member, one with another endpoint and one with another announcement is introduced to
+    /// everybody in the room. An endpoint is one member's: whoever had it before loses it, and is
+    /// gone if it was the only one. `chance` gives random numbers.
+    pub fn register(
+        &mut self,
+        now: Instant,
+        entry: &Entry<'_>,
+        chance: &mut dyn FnMut() -> u32,
+        notices: &mut Vec<Notice>,
+    ) -> Result<usize, Refusal> {
+        let (member, is_news) = match self.find(entry.room, entry.member) {
+            Some(member) => (member, self.refresh(now, member, entry, notices)),
+            None => (self.enter(now, entry, notices)?, true),
+        };
+        let room = self.members.get(member).and_then(|member| self.rooms.get(member.room));
+        let count = room.map_or(0, |room| room.members.len());
+        if is_news {
+            for index in 0..count {
+                match self.by_id.get(&entry.room).and_then(|room| self.rooms.get(*room)) {
+                    Some(room) if room.members[index] != member => {
+                        self.introduce(now, member, room.members[index], chance, notices);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// An introduction has arrived at `endpoint`. Returns false if none of that number was pending
+    /// for whoever is there.
+    pub fn acknowledge(&mut self, endpoint: SocketAddr, introduction: u64) -> bool {
+        let Some(pending) = self.introductions.get(introduction) else { return false };
+        if self.by_endpoint.get(&endpoint) != Some(&pending.to) {
+            return false;
+        }
+        self.introductions.forget(pending.to, pending.about);
+        true
+    }
+
+    /// Introduces `caller` and `called` to each other again.
+    pub fn call(
+        &mut self,
+        now: Instant,
+        room: RoomId,
+        (caller, called): (MemberId, MemberId),
+        chance: &mut dyn FnMut() -> u32,
+        notices: &mut Vec<Notice>,
+    ) -> Called {
+        let Some(caller) = self.find(room, caller) else { return Called::NotAMember };
+        match self.find(room, called) {
+            Some(called) if called != caller => {
+                if self.introductions.is_pending(caller, called)
+                    && self.introductions.is_pending(called, caller)
+                {
+                    return Called::Pending;
+                }
+                self.introduce(now, caller, called, chance, notices);
+                Called::Introduced
+            }
+            _ => Called::NotThere,
+        }
+    }
+
+    /// A member leaves; the others are told. Returns false if it was not there.
+    pub fn leave(&mut self, room: RoomId, member: MemberId, notices: &mut Vec<Notice>) -> bool {
+        let found = self.find(room, member);
+        if let Some(member) = found {
+            self.remove(member, notices);
+        }
+        found.is_some()
+    }
+
+    /// For whom a datagram of `len` bytes for member `to` is, and from whom, if it may be relayed.
+    pub fn relay(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        to: MemberId,
+        len: usize,
+    ) -> Result<(Contact, MemberId), NotRelayed> {
+        let sender = self.by_endpoint.get(&source).and_then(|slot| self.members.get(*slot));
+        let sender = sender.ok_or(NotRelayed::NotAMember)?;
+        let room = self.rooms.get_mut(sender.room).ok_or(NotRelayed::NotAMember)?;
+        let addressee = room
+            .members
+            .iter()
+            .filter_map(|slot| self.members.get(*slot))
+            .find(|member| member.id == to)
+            .and_then(|member| member.sites().max_by_key(|site| site.refreshed))
+            .ok_or(NotRelayed::NotThere)?;
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        if !room.relay.take_many(len, now) {
+            return Err(NotRelayed::RoomRate);
+        }
+        if !self.relay.take_many(len, now) {
+            return Err(NotRelayed::TotalRate);
+        }
+        Ok((addressee.contact, sender.id))
+    }
+
+    /// Removes who has expired and repeats introductions; to be called at
+    /// [`Registry::next_deadline`]. Returns how many members have expired.
+    pub fn tend(&mut self, now: Instant, notices: &mut Vec<Notice>) -> usize {
+        let before = self.members.len();
+        while let Some((slot, member)) = self.members.front(0) {
+            let is_expired = now.saturating_duration_since(member.refreshed) >= self.limits.expiry;
+            if !is_expired || notices.len() >= NOTICES_PER_TEND {
+                break;
+            }
+            self.remove(slot, notices);
+        }
+        let expired = before - self.members.len();
+        while notices.len() < NOTICES_PER_TEND {
+            let Some(due) = self.introductions.next_due(now) else { break };
+            notices.push(Notice::Introduce {
+                introduction: due.number,
+                start_ms: due.start_ms(now),
+                to: due.to,
+                about: due.about,
+            });
+        }
+        expired
+    }
+
+    /// When [`Registry::tend`] has something to do.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let oldest = self.members.front(0).map(|(_, member)| member.refreshed);
+        let expiry = oldest.and_then(|refreshed| refreshed.checked_add(self.limits.expiry));
+        expiry.into_iter().chain(self.introductions.next_deadline()).min()
+    }
+
+    fn find(&self, room: RoomId, member: MemberId) -> Option<Slot> {
+        let room = self.rooms.get(*self.by_id.get(&room)?)?;
+        let is_it = |slot: &&Slot| self.members.get(**slot).is_some_and(|found| found.id == member);
+        room.members.iter().find(is_it).copied()
+    }
+
+    /// Returns whether the others should hear of it.
+    fn refresh(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        entry: &Entry<'_>,
+        notices: &mut Vec<Notice>,
+    ) -> bool {
+        let Entry { contact, rtt_ms, sealed, .. } = *entry;
+        let family = family(contact.endpoint);
+        let Some(member) = self.members.get(slot) else { return false };
+        let moves =
+            member.sites[family].is_none_or(|site| site.contact.endpoint != contact.endpoint);
+        if moves {
+            if let Some(left) = member.sites[family] {
+                self.by_endpoint.remove(&left.contact.endpoint);
+            }
+            self.take_endpoint(contact.endpoint, slot, notices);
+        }
+        let Some(member) = self.members.get_mut(slot) else { return false };
+        member.sites[family] = Some(Site { contact, refreshed: now });
+        member.rtt_ms = rtt_ms;
+        member.refreshed = now;
+        let other = &mut member.sites[1 - family];
+        let silent =
+            |site: &mut Site| now.saturating_duration_since(site.refreshed) >= self.limits.expiry;
+        if let Some(site) = other.take_if(silent) {
+            self.by_endpoint.remove(&site.contact.endpoint);
+        }
+        let says_else = member.sealed != sealed;
+        if says_else {
+            member.sealed.clear();
+            member.sealed.extend_from_slice(sealed);
+        }
+        self.members.move_to_back(slot, 0);
+        moves || says_else
+    }
+
+    fn enter(
+        &mut self,
+        now: Instant,
+        entry: &Entry<'_>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Slot, Refusal> {
+        let Entry { contact, rtt_ms, sealed, .. } = *entry;
+        // First, as it may make room.
+        self.give_up_endpoint(contact.endpoint, notices);
+        let room = match self.by_id.get(&entry.room) {
+            Some(room) => *room,
+            None if self.rooms.len() >= self.limits.rooms_max => return Err(Refusal::RoomsFull),
+            None => {
+                let relay = relay_bucket(self.limits.relay.room);
+                let room = self.rooms.push(0, Room { id: entry.room, members: Vec::new(), relay });
+                self.by_id.insert(entry.room, room);
+                room
+            }
+        };
+        let members_max = self.limits.members_max.clamp(1, 255);
+        let members = self.rooms.get_mut(room).map(|room| &mut room.members);
+        let members = members.filter(|members| members.len() < members_max);
+        let members = members.ok_or(Refusal::RoomFull)?;
+        let mut sites = [None; 2];
+        sites[family(contact.endpoint)] = Some(Site { contact, refreshed: now });
+        let member = self.members.push(
+            0,
+            Member {
+                id: entry.member,
+                room,
+                sites,
+                rtt_ms,
+                refreshed: now,
+                sealed: sealed.to_vec(),
+            },
+        );
+        members.push(member);
+        self.by_endpoint.insert(contact.endpoint, member);
+        Ok(member)
+    }
+
+    fn take_endpoint(&mut self, endpoint: SocketAddr, by: Slot, notices: &mut Vec<Notice>) {
+        self.give_up_endpoint(endpoint, notices);
+        self.by_endpoint.insert(endpoint, by);
+    }
+
+    /// Whoever has the endpoint has it no more.
+    fn give_up_endpoint(&mut self, endpoint: SocketAddr, notices: &mut Vec<Notice>) {
+        let Some(slot) = self.by_endpoint.remove(&endpoint) else { return };
+        let Some(member) = self.members.get_mut(slot) else { return };
+        member.sites[family(endpoint)] = None;
+        if member.sites().next().is_none() {
+            self.remove(slot, notices);
+        }
+    }
+
+    fn remove(&mut self, slot: Slot, notices: &mut Vec<Notice>) {
+        let Some(member) = self.members.remove(slot) else { return };
+        for site in member.sites() {
+            self.by_endpoint.remove(&site.contact.endpoint);
+        }
+        let Some(room) = self.rooms.get_mut(member.room) else { return };
+        room.members.retain(|other| *other != slot);
+        for other in &room.members {
+            self.introductions.forget(slot, *other);
+            self.introductions.forget(*other, slot);
+            if let Some(other) = self.members.get(*other) {
+                notices.push(Notice::Gone { to: other.contacts(), member: member.id });
+            }
+        }
+        if room.members.is_empty() {
+            self.by_id.remove(&room.id);
+            self.rooms.remove(member.room);
+        }
+    }
+
+    fn introduce(
+        &mut self,
+        now: Instant,
+        one: Slot,
+        other: Slot,
+        chance: &mut dyn FnMut() -> u32,
+        notices: &mut Vec<Notice>,
+    ) {
+        let rtt = |slot| {
+            let member = self.members.get(slot);
+            Duration::from_millis(member.map_or(0, |member| member.rtt_ms.into()))
+        };
+        let (one_rtt, other_rtt) = (rtt(one), rtt(other));
+        for (to, about, own, others) in
+            [(one, other, one_rtt, other_rtt), (other, one, other_rtt, one_rtt)]
+        {
+            // A datagram takes half a round trip to either.
+            let start = (others.saturating_sub(own) / 2).min(START_MAX);
+            let made = self.introductions.make(now, (to, about), start, chance());
+            notices.push(Notice::Introduce {
+                introduction: made.number,
+                start_ms: made.start_ms(now),
+                to,
+                about,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -18,10 +18,8 @@ use std::time::Instant;
 /// The largest kernel buffers that a busy tunnel asks for: 10 ms at 1 Gbit/s.
 const BUFFERS: Buffers = Buffers { receive: 1 << 20, send: 1 << 20 };
 
-/// A datagram for a tunnel: whose flow it is, and what it carries.
+/// A datagram for a tunnel.
 pub(super) struct ForTunnel<'a> {
-    /// Of a served flow, the member whose flow it is; else whoever serves us.
-    pub(super) member: Option<MemberId>,
     /// The flow's number.
     pub(super) number: u32,
     /// The datagram.
@@ -86,7 +84,7 @@ impl Listening {
             let Some(source) = message.source else { continue };
             let number = self.flow_of(source, counters, now);
             for payload in message.datagrams() {
-                take(ForTunnel { member: None, number: u32::from(number), payload });
+                take(ForTunnel { number: u32::from(number), payload });
             }
         }
     }
@@ -157,9 +155,10 @@ impl Serving {
         }
     }
 
-    /// Whether the token is that of a flow's socket.
-    pub(super) fn owns(&self, token: Token) -> bool {
-        token.0 >= self.first_token
+    /// Whose flow's socket has that token.
+    pub(super) fn owner(&self, token: Token) -> Option<MemberId> {
+        let slot = token.0.checked_sub(self.first_token)?;
+        self.sockets.get(slot)?.as_ref().map(|served| served.member)
     }
 
     /// One `recvmmsg` on a flow's socket; each datagram goes to `take`.
@@ -186,7 +185,7 @@ impl Serving {
         for message in queue.messages() {
             for payload in message.datagrams() {
                 let number = u32::from(served.number);
-                take(ForTunnel { member: Some(served.member), number, payload });
+                take(ForTunnel { number, payload });
             }
         }
     }

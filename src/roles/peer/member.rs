@@ -1,20 +1,22 @@
 //! One other member: its announcement, the search for a path to it, and the tunnel over that path.
 
 use super::chat::Chat;
+use super::seal::Newest;
 use super::tunnel::Tunnel;
 use crate::state::backoff::Backoff;
-use crate::state::punch::{Path, Punch};
+use crate::state::punch::Punch;
+use crate::state::punch::interface::Path;
 use crate::wire::peer::Announcement;
 use crate::wire::rendezvous::MemberId;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// A handshake or a greeting without an answer is repeated after so long, then after twice as long.
-/// WireGuard takes 5 s; the path has just been seen to work.
+/// A handshake or a greeting without an answer is repeated after so long, then after twice as long
+/// each time. WireGuard waits 5 s; this path has just been seen to work.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
-/// The follower starts the handshake itself if it has heard nothing for so long.
+/// The side that follows starts the handshake itself if it has heard nothing for so long.
 const FOLLOWER_WAITS: Duration = Duration::from_secs(1);
 /// Introductions remembered, so that a repeated one counts once.
 const INTRODUCTIONS_MAX: usize = 8;
@@ -26,44 +28,46 @@ pub(super) enum Via {
     Nowhere,
     /// Directly.
     Direct(Path),
-    /// Through the server's relay: over that socket, to that server.
-    Relay { socket: u16, server: SocketAddr },
+    /// Through the relay of the server that introduced it.
+    Relay,
+}
+
+/// A server's relay: through which socket, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Relay {
+    pub(super) socket: u16,
+    pub(super) server: SocketAddr,
+}
+
+/// What is due towards a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Handshake,
+    Greeting,
 }
 
 pub(super) struct Member {
     pub(super) id: MemberId,
     pub(super) announcement: Announcement,
-    /// What to call it on a terminal.
+    pub(super) newest: Newest,
+    /// What to call it, fit for a terminal.
     pub(super) name: String,
     pub(super) punch: Punch,
     pub(super) tunnel: Tunnel,
     pub(super) chat: Chat,
     pub(super) via: Via,
+    pub(super) relay: Option<Relay>,
     /// This side starts handshakes.
     pub(super) leads: bool,
-    /// The server has it in the room.
+    /// A server has it in the room.
     pub(super) is_registered: bool,
     /// Its greeting has come: what is said reaches it.
     pub(super) is_here: bool,
-    /// Since the path, or the lack of one, was shown.
-    pub(super) shown: Option<Via>,
     /// When it was introduced last.
     pub(super) introduced: Instant,
-    /// When anything of it was heard last.
-    pub(super) heard: Instant,
     introductions: VecDeque<u64>,
     retry: Backoff,
-    /// When to start a handshake, or to greet, (again).
-    pub(super) due: Option<Instant>,
-}
-
-/// What a member needs from its own side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Due {
-    /// A handshake.
-    Handshake,
-    /// A greeting.
-    Greeting,
+    due: Option<Instant>,
 }
 
 impl Member {
@@ -79,17 +83,17 @@ impl Member {
         Member {
             id,
             announcement,
+            newest: Newest::default(),
             name,
             punch,
             tunnel,
-            chat: Chat::default(),
+            chat: Chat::new(),
             via: Via::Nowhere,
+            relay: None,
             leads,
             is_registered: true,
             is_here: false,
-            shown: None,
             introduced: now,
-            heard: now,
             introductions: VecDeque::new(),
             retry: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             due: None,
@@ -97,7 +101,7 @@ impl Member {
     }
 
     /// Whether this introduction has not been heard before.
-    pub(super) fn is_new(&mut self, introduction: u64) -> bool {
+    pub(super) fn is_news(&mut self, introduction: u64) -> bool {
         if self.introductions.contains(&introduction) {
             return false;
         }
@@ -108,10 +112,10 @@ impl Member {
         true
     }
 
-    /// It can be reached now, or otherwise than before.
+    /// It can be reached now, or otherwise than before, or not any more.
     pub(super) fn reached(&mut self, via: Via, now: Instant) {
         self.via = via;
-        if self.is_here || via == Via::Nowhere {
+        if via == Via::Nowhere || (self.is_here && self.tunnel.is_established()) {
             self.due = None;
             return;
         }
@@ -121,16 +125,25 @@ impl Member {
 
     /// What is due at `now`; it is due again later, until the member is here.
     pub(super) fn poll(&mut self, now: Instant) -> Option<Due> {
-        if self.via == Via::Nowhere || self.is_here || self.due.is_none_or(|due| due > now) {
+        if self.via == Via::Nowhere || self.due.is_none_or(|due| due > now) {
             return None;
         }
         self.due = Some(now + self.retry.failed());
         Some(if self.tunnel.is_established() { Due::Greeting } else { Due::Handshake })
     }
 
-    /// The handshake is complete: the greeting is due.
+    /// A handshake has been completed: greet, if it is not here yet.
     pub(super) fn established(&mut self, now: Instant) {
+        self.due = None;
         if !self.is_here {
+            self.retry.succeeded();
+            self.due = Some(now);
+        }
+    }
+
+    /// The session is gone: a handshake is due.
+    pub(super) fn expired(&mut self, now: Instant) {
+        if self.due.is_none() {
             self.retry.succeeded();
             self.due = Some(now);
         }
@@ -142,9 +155,9 @@ impl Member {
         !std::mem::replace(&mut self.is_here, true)
     }
 
-    /// When [`Member::poll`] has something to say again.
+    /// When there is something to do, chat apart.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let own = if self.via == Via::Nowhere { None } else { self.due };
-        [own, self.punch.next_deadline(), self.chat.next_deadline()].into_iter().flatten().min()
+        [own, self.punch.next_deadline(), self.chat.next_due()].into_iter().flatten().min()
     }
 }

@@ -3,7 +3,7 @@
 use super::birthday::Side;
 use super::candidates::{Candidate, CandidateKind, canonical};
 use super::interface::{Action, EXTRA_SOCKET_FIRST, IPV4_SOCKET, Path};
-use super::{Current, KEEPALIVE, OUTSTANDING_MAX, Outstanding, PING_GAP, Punch, SETTLING};
+use super::{Current, OUTSTANDING_MAX, Outstanding, PING_GAP, Punch, SETTLING};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -161,7 +161,7 @@ impl Punch {
     }
 
     fn take(&mut self, path: Path, priority: u32, now: Instant) {
-        let keepalive = now + KEEPALIVE;
+        let keepalive = now + self.config.keepalive;
         self.current = Some(Current { path, priority, heard: now, keepalive });
         self.actions.push_back(Action::Path(path));
         self.found(now);
@@ -189,7 +189,7 @@ impl Punch {
         }
         if let Some(current) = &mut self.current {
             if self.probing.is_none() && current.keepalive <= now {
-                current.keepalive = now + KEEPALIVE;
+                current.keepalive = now + self.config.keepalive;
                 let Path { socket, endpoint, .. } = current.path;
                 return Some(self.ping_to(socket, endpoint, now));
             }

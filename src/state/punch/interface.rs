@@ -44,6 +44,8 @@ pub struct Config {
     pub leads: bool,
     /// Datagrams can go over the server's relay.
     pub relay: bool,
+    /// How often a path is pinged; after three times as long a silence it is probed anew.
+    pub keepalive: Duration,
     /// A random number.
     pub seed: u64,
 }

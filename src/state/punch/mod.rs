@@ -43,10 +43,8 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// How long the extra sockets stay when a path is found: meanwhile the other side may still move to
 /// the path of the side that leads.
 const SOCKETS_LINGER: Duration = Duration::from_secs(5);
-/// Half of the shortest lifetime of a mapping that is common, 30 s.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Three intervals.
-const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// Keepalives without an answer after which a path is in doubt.
+const SILENT_KEEPALIVES: u32 = 3;
 /// A path given up is tried again when both sides have been silent for longer than the 30 s for which
 /// a NAT keeps a mapping that saw one direction only, so that a mapping made by the probing that
 /// failed is not in the way.
@@ -229,7 +227,7 @@ impl Punch {
                 None => [Some(probing.next), birthday, Some(probing.start + RELAY_AFTER)],
             });
         } else if let Some(current) = &self.current {
-            deadlines.extend([Some(current.keepalive), Some(current.heard + SILENCE_MAX)]);
+            deadlines.extend([Some(current.keepalive), Some(current.heard + self.silence_max())]);
         } else {
             deadlines.extend([self.call, self.waits_for_turn]);
         }
@@ -279,7 +277,7 @@ impl Punch {
         if self.probing.is_some() {
             self.advance_probing(now, may_try_hard);
         } else if let Some(current) = &self.current {
-            if now >= current.heard + SILENCE_MAX {
+            if now >= current.heard + self.silence_max() {
                 self.recheck(now);
             }
         } else if let Some(due) = self.waits_for_turn.filter(|due| *due <= now) {
@@ -369,6 +367,10 @@ impl Punch {
             let linger = if self.current.is_some() { SOCKETS_LINGER } else { Duration::ZERO };
             self.extra = ExtraSockets::Closing(now + linger);
         }
+    }
+
+    fn silence_max(&self) -> Duration {
+        self.config.keepalive * SILENT_KEEPALIVES
     }
 
     fn call_again(&mut self, now: Instant) {

@@ -111,6 +111,7 @@ impl World {
                 families: Families::V4,
                 leads: index == leader,
                 relay: setting.relay,
+                keepalive: Duration::from_secs(15),
                 seed: random.next_u64(),
             };
             let inside = if setting.same_lan {

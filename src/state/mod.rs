@@ -5,6 +5,7 @@ pub mod admission;
 pub mod backoff;
 pub mod flow_table;
 pub mod link_choice;
+pub mod nat_detection;
 pub mod port_pool;
 pub mod punch;
 pub mod seeded;

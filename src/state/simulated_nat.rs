@@ -19,10 +19,18 @@ pub(crate) enum NatKind {
     OpenInput,
     /// `masquerade random`: a random port for each remote endpoint.
     Symmetric,
+    /// A random port for each remote address; filtering by address and port.
+    SymmetricByAddress,
 }
 
-pub(crate) const KINDS: [NatKind; 5] =
-    [NatKind::Full, NatKind::Address, NatKind::Port, NatKind::OpenInput, NatKind::Symmetric];
+pub(crate) const KINDS: [NatKind; 6] = [
+    NatKind::Full,
+    NatKind::Address,
+    NatKind::Port,
+    NatKind::OpenInput,
+    NatKind::Symmetric,
+    NatKind::SymmetricByAddress,
+];
 
 #[derive(Debug)]
 struct Mapping {
@@ -91,6 +99,19 @@ impl SimulatedNat {
         }
         let mut port = match self.kind {
             NatKind::Symmetric => self.random_port(),
+            NatKind::SymmetricByAddress => {
+                let known = self.ports.iter().find(|((from, to), port)| {
+                    (*from, to.ip()) == (inside, remote.ip())
+                        && self.mappings.get(port).is_some_and(|all| {
+                            all.iter().any(|mapping| {
+                                (mapping.inside, mapping.remote) == (*from, *to)
+                                    && mapping.expires > now
+                            })
+                        })
+                });
+                let known = known.map(|(_, port)| *port);
+                known.unwrap_or_else(|| self.random_port())
+            }
             _ => inside.port(),
         };
         while self.is_taken(port, remote, now) {

@@ -44,7 +44,7 @@ pub(super) enum Side {
 #[derive(Debug)]
 pub(super) struct Birthday {
     pub(super) side: Side,
-    target: SocketAddr,
+    pub(super) target: SocketAddr,
     begun: Instant,
     next: Instant,
     sent: u32,

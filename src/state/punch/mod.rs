@@ -105,6 +105,8 @@ enum ExtraSockets {
     Open,
     /// Open until then.
     Closing(Instant),
+    /// Closed but for the path's.
+    Kept(u16),
 }
 
 /// The search for a direct path to one member. See the [module](self).
@@ -174,18 +176,30 @@ impl Punch {
         };
         let start = introduction.start.clamp(now, now + START_MAX);
         self.probe(start);
-        self.end_birthday(start);
+        let is_seen = |target: SocketAddr| {
+            let seen = |candidate: &Candidate| canonical(candidate.endpoint) == target;
+            introduction.candidates.iter().any(seen)
+        };
+        if !self.birthday.as_ref().is_some_and(|birthday| is_seen(birthday.target)) {
+            self.end_birthday(start);
+        }
         self.waits_for_turn = None;
         self.call = None;
-        let is_fresh = self
-            .birthday_ended
-            .is_none_or(|ended| start.saturating_duration_since(ended) >= BIRTHDAY_PAUSE);
+        let is_fresh = self.birthday.is_none()
+            && self
+                .birthday_ended
+                .is_none_or(|ended| start.saturating_duration_since(ended) >= BIRTHDAY_PAUSE);
         let takes_part = mine.tries_hard
             && theirs.tries_hard
             && self.config.families.has_socket(IPV4_SOCKET)
             && is_fresh;
         if let (Some(probing), Some(side), true) = (&mut self.probing, side, takes_part) {
-            let after = if self.prospects == Prospects::Direct { PROBING } else { BIRTHDAY_AFTER };
+            let after = match (self.prospects, kept) {
+                (Prospects::Direct, _) => PROBING,
+                // A path that may be that of an extra socket is given up before others are opened.
+                (_, Some(_)) => RELAY_AFTER,
+                (_, None) => BIRTHDAY_AFTER,
+            };
             probing.birthday = Some((side, start + after));
         }
     }
@@ -292,14 +306,21 @@ impl Punch {
             self.actions.push_back(Action::Call);
             self.call_again(now);
         }
-        if let ExtraSockets::Closing(close) = self.extra {
-            if close <= now {
-                self.extra = ExtraSockets::Closed;
-                let kept = self.path().map(|path| path.socket);
-                let kept = kept.filter(|socket| *socket >= EXTRA_SOCKET_FIRST);
-                self.candidates.forget_sockets(EXTRA_SOCKET_FIRST, kept);
-                self.actions.push_back(Action::Close(kept));
-            }
+        self.close_sockets(now);
+    }
+
+    fn close_sockets(&mut self, now: Instant) {
+        let kept = self.path().map(|path| path.socket);
+        let kept = kept.filter(|socket| *socket >= EXTRA_SOCKET_FIRST);
+        let is_due = match self.extra {
+            ExtraSockets::Closed | ExtraSockets::Open => false,
+            ExtraSockets::Closing(close) => close <= now,
+            ExtraSockets::Kept(socket) => kept != Some(socket),
+        };
+        if is_due {
+            self.extra = kept.map_or(ExtraSockets::Closed, ExtraSockets::Kept);
+            self.candidates.forget_sockets(EXTRA_SOCKET_FIRST, kept);
+            self.actions.push_back(Action::Close(kept));
         }
     }
 

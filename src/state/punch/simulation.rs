@@ -21,7 +21,7 @@ enum Payload {
     Data,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Event {
     Arrives { from: SocketAddr, to: SocketAddr, payload: Payload },
     Introduced { peer: usize, seen: SocketAddr, start: Instant },
@@ -47,6 +47,10 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn path(&self) -> Option<Path> {
         self.punch.path()
+    }
+
+    pub(super) fn open_sockets(&self) -> usize {
+        self.extra.iter().filter(|port| **port != 0).count()
     }
 }
 
@@ -94,6 +98,7 @@ pub(super) fn facts(kind: NatKind, tries_hard: bool) -> NatFacts {
         NatKind::Full => (Dependence::None, Dependence::None),
         NatKind::Address => (Dependence::None, Dependence::Address),
         NatKind::Port | NatKind::OpenInput => (Dependence::None, Dependence::AddressAndPort),
+        NatKind::SymmetricByAddress => (Dependence::Address, Dependence::AddressAndPort),
         NatKind::Symmetric => (Dependence::AddressAndPort, Dependence::AddressAndPort),
     };
     NatFacts { mapping, filtering, tries_hard }

@@ -2,7 +2,7 @@
 //! the first test to need it makes below the target directory.
 
 use crate::pair::{Endpoint, Pki, Protection, Side, payload, words};
-use crate::support::programs::{Process, await_listener, program};
+use crate::support::programs::{Process, await_listener, python_package};
 use crate::support::{
     Echo, PATIENCE, Scratch, UDPFERRY, await_some, free_port, receive_from, remote,
 };
@@ -22,34 +22,7 @@ const ENDPOINTS: usize = 8;
 /// The package's scripts.
 fn scripts() -> &'static Path {
     static SCRIPTS: OnceLock<PathBuf> = OnceLock::new();
-    SCRIPTS.get_or_init(|| {
-        // target/debug/udpferry: the environment lives as long as the rest of the target directory.
-        let target = Path::new(UDPFERRY).parent().and_then(Path::parent).unwrap();
-        // Another test run may make it at the same time; the file's lock ends with this process.
-        let lock = std::fs::File::create(target.join("test-peers.lock")).unwrap();
-        let fd = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive);
-        let _lock = fd.map_err(|(_, error)| error).unwrap();
-        let venv = target.join("test-peers");
-        let done = venv.join("complete");
-        if !done.is_file() {
-            let python = program("python3");
-            succeed(Command::new(python).args(["-m", "venv", "--clear"]).arg(&venv));
-            let mut pip = Command::new(venv.join("bin/pip"));
-            succeed(pip.args(["install", "--quiet", "--disable-pip-version-check", PACKAGE]));
-            std::fs::write(done, PACKAGE).unwrap();
-        }
-        venv.join("bin")
-    })
-}
-
-fn succeed(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "the Python peers cannot be installed (python3 with venv, and PyPI or a mirror, are \
-         needed): {command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    SCRIPTS.get_or_init(|| python_package(PACKAGE))
 }
 
 /// A Python peer that serves.

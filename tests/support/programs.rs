@@ -19,6 +19,38 @@ pub fn program(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("this test needs {name}, which is missing: scripts/setup --test"))
 }
 
+/// The programs of a package from PyPI, `name==version`, in a virtual environment that the first
+/// test to need it makes below the target directory.
+pub fn python_package(package: &str) -> PathBuf {
+    // target/debug/udpferry: the environment lives as long as the rest of the target directory.
+    let target = Path::new(super::UDPFERRY).parent().and_then(Path::parent).unwrap();
+    let name = format!("test-peers-{}", package.split('=').next().unwrap());
+    // Another test run may make it at the same time; the file's lock ends with this call.
+    let lock = std::fs::File::create(target.join(format!("{name}.lock"))).unwrap();
+    let fd = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive);
+    let _lock = fd.map_err(|(_, error)| error).unwrap();
+    let venv = target.join(name);
+    let done = venv.join("complete");
+    if std::fs::read_to_string(&done).is_ok_and(|made| made == package) {
+        return venv.join("bin");
+    }
+    succeed(Command::new(program("python3")).args(["-m", "venv", "--clear"]).arg(&venv));
+    let mut pip = Command::new(venv.join("bin/pip"));
+    succeed(pip.args(["install", "--quiet", "--disable-pip-version-check", package]));
+    std::fs::write(done, package).unwrap();
+    venv.join("bin")
+}
+
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "the Python peers cannot be installed (python3 with venv, and PyPI or a mirror, are \
+         needed): {command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// A process that ends with the test at the latest; what it says goes to files.
 pub struct Process {
     child: Option<Child>,

@@ -17,15 +17,26 @@ const ANSWER_LEN_MAX: usize = 256;
 const SOFTWARE: &str = concat!("udpferry ", env!("CARGO_PKG_VERSION"));
 
 /// What only a server with two addresses understands (RFC 5780).
-const BEHAVIOUR: [u16; 2] = [kind::CHANGE_REQUEST, kind::RESPONSE_PORT];
+const BEHAVIOUR: [u16; 3] = [kind::CHANGE_REQUEST, kind::RESPONSE_PORT, kind::PADDING];
 
 enum Reply {
-    /// From there, with a second address beside ours.
+    /// Where the request came from; of a server with two addresses also where the answer does, and
+    /// so many bytes of PADDING if the request has them.
     Mapped {
         change: Option<ChangeRequest>,
+        padding: Option<usize>,
     },
     Unknown(UnknownTypes),
     Malformed,
+}
+
+impl Reply {
+    fn padding_len(&self) -> usize {
+        match self {
+            Reply::Mapped { padding: Some(len), .. } => *len,
+            _ => 0,
+        }
+    }
 }
 
 impl Desk {
@@ -59,7 +70,7 @@ impl Desk {
         let Desk { outbox, sockets, shows_software, .. } = self;
         outbox.add(to, |bytes| {
             let begin = bytes.len();
-            bytes.resize(begin + ANSWER_LEN_MAX, 0);
+            bytes.resize(begin + ANSWER_LEN_MAX + reply.padding_len(), 0);
             let written = write(
                 &mut bytes[begin..],
                 &request,
@@ -84,20 +95,24 @@ fn read(request: &Message<'_>, sockets: &Sockets, to: &mut Contact) -> Result<Re
         return Ok(Reply::Unknown(unknown));
     }
     if !serves_behaviour {
-        return Ok(Reply::Mapped { change: None });
+        return Ok(Reply::Mapped { change: None, padding: None });
     }
     let change = request.change_request()?.unwrap_or_default();
     let port = request.response_port()?;
-    if let Some((socket, _)) = sockets.change(to.socket, change) {
-        to.socket = socket;
-    }
+    // RFC 5780 section 7.6 wants as much as the outgoing interface's MTU; as much as the request has
+    // is fragmented as well as that was, and gives a forger nothing.
+    let padding = request.padding();
     if let Some(port) = port {
-        if port == 0 {
+        // Section 6.1: not together.
+        if port == 0 || padding.is_some() {
             return Ok(Reply::Malformed);
         }
         to.endpoint.set_port(port);
     }
-    Ok(Reply::Mapped { change: Some(change) })
+    if let Some((socket, _)) = sockets.change(to.socket, change) {
+        to.socket = socket;
+    }
+    Ok(Reply::Mapped { change: Some(change), padding })
 }
 
 fn write(
@@ -112,7 +127,7 @@ fn write(
     let class = if matches!(reply, Reply::Mapped { .. }) { Class::Success } else { Class::Error };
     let mut answer = Writer::new(buffer, class, request.method, request.id)?;
     match reply {
-        Reply::Mapped { change } => {
+        Reply::Mapped { change, padding } => {
             answer.mapped_address(from.endpoint)?;
             if let Some(change) = *change {
                 let is_classic = request.id.is_classic();
@@ -128,6 +143,9 @@ fn write(
                         answer.address(kind, address)?;
                     }
                 }
+            }
+            if let Some(len) = *padding {
+                answer.padding(len)?;
             }
         }
         Reply::Unknown(types) => {

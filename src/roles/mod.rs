@@ -77,4 +77,12 @@ pub const ROLES: &[Role] = &[
         selftest: Some(rendezvous::selftest),
         metrics: rendezvous::metrics,
     },
+    Role {
+        command: &peer::COMMAND,
+        aliases: &[],
+        run: peer::run,
+        check: None,
+        selftest: None,
+        metrics: peer::metrics,
+    },
 ];

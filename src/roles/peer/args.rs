@@ -1,6 +1,6 @@
 //! The peer's options, and what they come to.
 
-use super::identity::{PublicKey, parse_public_key};
+use super::identity::PublicKey;
 use super::room::{Room, RoomError};
 use super::{Config, Detection, Forwarding, RoomChoice, Server};
 use crate::cli::common::{COMMON, common};
@@ -326,7 +326,7 @@ fn host_name() -> String {
 }
 
 fn peer_key(text: &str) -> Result<PublicKey, String> {
-    parse_public_key(text).map_err(|error| error.to_string())
+    PublicKey::parse(text).map_err(|error| error.to_string())
 }
 
 fn port(text: &str) -> Result<u16, String> {

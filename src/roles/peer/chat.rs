@@ -122,6 +122,11 @@ impl Chat {
         Some(Due::Again { number: pending.number, text: &pending.text })
     }
 
+    /// The text of the next line that is on its way, which is given up.
+    pub fn abandon(&mut self) -> Option<String> {
+        self.pending.pop_front().map(|pending| pending.text)
+    }
+
     /// When to ask [`Chat::due`] again; `None` if nothing is on its way.
     pub fn next_due(&self) -> Option<Instant> {
         self.pending.iter().map(Pending::due).min()

@@ -5,7 +5,7 @@
 //! the other's endpoint, as text. The client sends `PING` there ten times, one each half second;
 //! from then on every datagram but `PING` is a line of chat.
 
-use super::chat::{LINE_LEN_MAX, printable, split_line};
+use super::chat::{for_terminal, split_line};
 use super::counters::{Counters, DropReason};
 use super::meeting::resolve;
 use super::network::Network;
@@ -17,6 +17,7 @@ use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::wire::peer::LINE_LEN_MAX;
 use mio::Token;
 use std::io;
 use std::net::SocketAddr;
@@ -253,7 +254,7 @@ impl Legacy {
             return Ok(());
         }
         self.counters.lines_received.increment();
-        let text = printable(&String::from_utf8_lossy(datagram));
+        let text = for_terminal(&String::from_utf8_lossy(datagram));
         self.terminal.show_line("peer", &text)
     }
 }

@@ -18,7 +18,9 @@
 mod args;
 mod chat;
 mod counters;
+mod deliveries;
 mod detect;
+mod drive;
 mod forward;
 mod identity;
 pub mod key_commands;
@@ -28,9 +30,12 @@ mod member;
 mod network;
 mod outbox;
 mod probe;
+mod receive;
 mod room;
 mod run;
 mod seal;
+mod send;
+mod talk;
 mod terminal;
 mod tunnel;
 

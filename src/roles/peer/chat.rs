@@ -248,15 +248,16 @@ mod tests {
         assert_eq!(chat.due(start), None);
         assert_eq!(chat.next_due(), None);
         assert_eq!(chat.say("hello", start), Ok(1));
+        let millis = Duration::from_millis;
         for seconds in [1, 2, 4] {
-            let at = start + seconds * SECOND;
+            let at = start + millis(seconds * 1000);
             assert_eq!(chat.next_due(), Some(at));
-            assert_eq!(chat.due(at - SECOND / 1000), None);
+            assert_eq!(chat.due(start + millis(seconds * 1000 - 1)), None);
             assert_eq!(chat.due(at), Some(Due::Again { number: 1, text: "hello" }));
             assert_eq!(chat.due(at), None);
         }
-        let end = start + GIVEN_UP;
-        assert_eq!(chat.due(end - SECOND / 1000), None);
+        assert_eq!(chat.due(start + millis(7999)), None);
+        let end = start + millis(8000);
         let given_up = Due::NotDelivered { number: 1, text: "hello".to_owned() };
         assert_eq!(chat.due(end), Some(given_up));
         assert_eq!(chat.due(end), None);

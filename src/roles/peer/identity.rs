@@ -76,8 +76,8 @@ pub struct PrivateKey(x25519::StaticSecret);
 impl PrivateKey {
     /// A key of 32 random bytes, clamped (RFC 7748, section 5) as `wg genkey` does.
     pub fn from_random(mut random: [u8; 32]) -> PrivateKey {
-        random[0] &= 248;
-        random[31] = (random[31] & 127) | 64;
+        random[0] &= 0b1111_1000;
+        random[31] = (random[31] & 0b0111_1111) | 0b0100_0000;
         PrivateKey(x25519::StaticSecret::from(random))
     }
 

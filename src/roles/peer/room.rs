@@ -126,7 +126,8 @@ impl Room {
         if let Some((number, given)) = symbols.as_deref().and_then(number_of) {
             let name = name.to_ascii_lowercase();
             if given == checksum(&name, number) {
-                return Ok(Room { name, secret: symbols.unwrap_or_default(), made: true });
+                let room = Room::new(&name, &symbols.unwrap_or_default())?;
+                return Ok(Room { made: true, ..room });
             }
             let groups = secret.split('-');
             if groups.clone().count() == SYMBOLS / GROUP && groups.clone().all(|g| g.len() == GROUP)

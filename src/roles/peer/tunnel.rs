@@ -37,9 +37,9 @@ pub const INDEX_END: u32 = 1 << 24;
 pub const TICK: Duration = Duration::from_millis(250);
 
 /// Handshake messages that are answered in a second, of all members together; then senders must
-/// show by a cookie that they receive at their address. Each costs up to four X25519 operations,
-/// about a quarter of a millisecond, and an initiation counts twice (here and in its tunnel). The
-/// 15 others of a full room that all begin anew at once are 30 to 45.
+/// show by a cookie that they receive at their address. Each costs up to five X25519 operations; an
+/// initiation counts twice, as it is looked at by [`Handshakes`] and by its tunnel. The 15 others of
+/// a full room that begin anew at once are 30, or 45 with the responses to our own.
 const HANDSHAKES_MAX: u64 = 200;
 
 /// The first byte of a datagram.
@@ -198,10 +198,9 @@ impl Handshakes {
         }
         let packet = match self.limiter.verify_packet(Some(from), datagram, out) {
             Ok(Packet::HandshakeInit(packet)) => packet,
-            Ok(_) => return Knock::Refused(Refusal::Malformed),
             Err(TunnResult::WriteToNetwork(cookie)) => return Knock::Send(cookie),
             Err(TunnResult::Err(error)) => return Knock::Refused(Refusal::of(&error)),
-            Err(_) => return Knock::Refused(Refusal::Malformed),
+            Ok(_) | Err(_) => return Knock::Refused(Refusal::Malformed),
         };
         match parse_handshake_anon(self.private.secret(), &self.public, &packet) {
             Ok(half) => Knock::Member(PublicKey(half.peer_static_public)),
@@ -232,8 +231,8 @@ pub enum Tick<'a> {
     Nothing,
     /// Send this to the peer: a keepalive, or a handshake.
     Send(&'a [u8]),
-    /// Nothing answered for 90 s, and the tunnel has given up; [`Tunnel::start_handshake`] begins
-    /// anew. Until then each tick says so.
+    /// A handshake was not answered for 90 s, or there was no session for nine minutes: the tunnel
+    /// has given up. [`Tunnel::start_handshake`] begins anew; until then each tick says so.
     Expired,
 }
 

@@ -150,9 +150,9 @@ fn new_keys_replace_the_old_ones_while_messages_go_on() {
     for round in 0..20 {
         let before = if round > 0 { Some(datagram_of(&mut a, &line(1, b"late"))) } else { None };
         if round % 2 == 0 {
-            connect(&mut a, &mut b)
+            connect(&mut a, &mut b);
         } else {
-            connect(&mut b, &mut a)
+            connect(&mut b, &mut a);
         }
         if let Some(late) = before {
             let mut out = [0; 2048];

@@ -261,16 +261,16 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
     let secret = m.one("--secret", text)?;
     if let Some(secret) = secret {
         let room = Room::new(&given, &secret);
-        return room.map(RoomChoice::Given).map_err(|error| unfit("--secret", &error));
+        return room.map(RoomChoice::Given).map_err(|error| unfit("--secret", error));
     }
     if given == "new" {
         return Ok(RoomChoice::New);
     }
-    Room::parse_code(&given).map(RoomChoice::Given).map_err(|error| unfit("--room", &error))
+    Room::parse_code(&given).map(RoomChoice::Given).map_err(|error| unfit("--room", error))
 }
 
 /// Does not repeat the value, which has a secret in it.
-fn unfit(option: &str, error: &RoomError) -> UsageError {
+fn unfit(option: &str, error: RoomError) -> UsageError {
     UsageError::NotAllowed {
         option: option.to_owned(),
         value: "(a secret)".to_owned(),

@@ -97,7 +97,9 @@ impl Chat {
     /// How many more lines may be on their way now.
     pub fn room(&self) -> u32 {
         let next = self.last_number.wrapping_add(1);
-        self.pending.front().map_or(WINDOW, |oldest| WINDOW - next.wrapping_sub(oldest.number).min(WINDOW))
+        self.pending
+            .front()
+            .map_or(WINDOW, |oldest| WINDOW - next.wrapping_sub(oldest.number).min(WINDOW))
     }
 
     /// The peer has line `number`: how long that took. `None` if it is not on its way (any more).

@@ -25,12 +25,12 @@ pub(super) struct Deliveries {
 
 impl Deliveries {
     /// Adds an answer of the service for the source of a flow.
-    pub(super) fn to_source(&mut self, source: SocketAddr, payload: &[u8]) {
+    pub(super) fn add_answer(&mut self, source: SocketAddr, payload: &[u8]) {
         self.add(Local::Source(source), payload);
     }
 
     /// Adds a datagram for the service, by the socket of that slot.
-    pub(super) fn to_service(&mut self, slot: usize, payload: &[u8]) {
+    pub(super) fn add_for_service(&mut self, slot: usize, payload: &[u8]) {
         self.add(Local::Slot(slot), payload);
     }
 
@@ -49,8 +49,7 @@ impl Deliveries {
         counters: &Counters,
     ) {
         let is_same_socket = |one: &(Local, Range<usize>), other: &(Local, Range<usize>)| {
-            one.0 == other.0
-                || matches!((one.0, other.0), (Local::Source(_), Local::Source(_)))
+            one.0 == other.0 || matches!((one.0, other.0), (Local::Source(_), Local::Source(_)))
         };
         for run in self.entries.chunk_by(is_same_socket) {
             let payload = |range: &Range<usize>| self.bytes.get(range.clone()).unwrap_or_default();

@@ -71,7 +71,8 @@ impl Detector {
             events.register(socket.source(), Token(first_token + number), Interest::READABLE)?;
             sockets.push(socket);
         }
-        let port = sockets.first().map(UdpSocket::local_addr).transpose()?.map_or(0, |it| it.port());
+        let port =
+            sockets.first().map(UdpSocket::local_addr).transpose()?.map_or(0, |it| it.port());
         let local = SocketAddr::new(local_address(first)?, port);
         let settings = Settings {
             servers: found,
@@ -148,7 +149,8 @@ impl Detector {
             Class::Indication => false,
             Class::Success | Class::Error => {
                 let is_success = message.class == Class::Success;
-                let mapped = if is_success { message.mapped_address().ok().flatten() } else { None };
+                let mapped =
+                    if is_success { message.mapped_address().ok().flatten() } else { None };
                 let other = [AddressKind::Other, AddressKind::Changed]
                     .into_iter()
                     .find_map(|kind| message.address(kind).ok().flatten());

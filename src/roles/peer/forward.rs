@@ -296,12 +296,7 @@ impl Serving {
     }
 
     /// A member is gone for good: so are its flows.
-    pub(super) fn forget(
-        &mut self,
-        member: MemberId,
-        events: &mut EventLoop,
-        counters: &Counters,
-    ) {
+    pub(super) fn forget(&mut self, member: MemberId, events: &mut EventLoop, counters: &Counters) {
         let Some(mut flows) = self.members.remove(&member) else {
             return;
         };

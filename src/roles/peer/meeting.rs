@@ -169,11 +169,7 @@ impl Meeting {
         let unresolved = (0..self.servers.len())
             .filter(|server| self.places.iter().all(|place| place.server != *server))
             .filter_map(|server| self.next_lookup.get(server).copied());
-        self.places
-            .iter()
-            .map(|place| place.registration.next_deadline())
-            .chain(unresolved)
-            .min()
+        self.places.iter().map(|place| place.registration.next_deadline()).chain(unresolved).min()
     }
 
     /// Looks up again what could not be resolved.
@@ -204,10 +200,5 @@ impl Meeting {
         for place in &mut self.places {
             place.registration.hurry(now);
         }
-    }
-
-    /// The first server that relays, if any.
-    pub(super) fn relay(&self) -> Option<&Place> {
-        self.entered().find(|place| place.relay)
     }
 }

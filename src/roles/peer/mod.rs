@@ -16,31 +16,30 @@
 //! buffer, and leaves in a batch; nothing is allocated for it.
 
 mod args;
-mod chat;
+pub mod chat;
 mod counters;
 mod deliveries;
 mod detect;
 mod drive;
 mod forward;
-mod identity;
+pub mod identity;
 pub mod key_commands;
 mod legacy;
 mod meeting;
 mod member;
 mod network;
 mod outbox;
-mod probe;
+pub mod probe;
 mod receive;
-mod room;
+pub mod room;
 mod run;
-mod seal;
+pub mod seal;
 mod send;
 mod talk;
 mod terminal;
-mod tunnel;
+pub mod tunnel;
 
 pub use args::COMMAND;
-
 
 use super::startup;
 use crate::cli::common::Common;

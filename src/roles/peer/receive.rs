@@ -268,16 +268,18 @@ impl Run {
                     .as_mut()
                     .and_then(|listening| listening.source_of(message.number, now));
                 match source {
-                    Some(source) => self.deliveries.to_source(source, message.body),
+                    Some(source) => self.deliveries.add_answer(source, message.body),
                     None => self.counters.drop(DropReason::NoFlow, 1),
                 }
             }
-            Kind::Here => self.take_greeting(slot, message, events, now),
-            Kind::Line => self.take_line(slot, message, now),
+            Kind::Here => self.take_greeting(slot, message, now),
+            Kind::Line => self.take_line(slot, message),
             Kind::Got => {
                 let took = self.member(slot).and_then(|it| it.chat.got(message.number, now));
                 if took.is_some() {
-                    self.line_delivered(slot, message.number);
+                    self.line_delivered(slot);
+                    // There is room for another.
+                    self.read_terminal(now);
                 }
             }
             Kind::Bye => self.remove(slot, "has left", events),
@@ -296,17 +298,11 @@ impl Run {
             return self.counters.drop(DropReason::NoService, 1);
         };
         if let Some(flow) = serving.slot_of(id, message.number, events, &self.counters, now) {
-            self.deliveries.to_service(flow, message.body);
+            self.deliveries.add_for_service(flow, message.body);
         }
     }
 
-    fn take_greeting(
-        &mut self,
-        slot: usize,
-        message: &Message<'_>,
-        events: &mut EventLoop,
-        now: Instant,
-    ) {
+    fn take_greeting(&mut self, slot: usize, message: &Message<'_>, now: Instant) {
         let Some(member) = self.member(slot) else { return };
         let name = std::str::from_utf8(message.body).ok().filter(|it| it.len() <= NAME_LEN_MAX);
         if let Some(name) = name.map(name_for_terminal).filter(|name| !name.is_empty()) {
@@ -323,11 +319,11 @@ impl Run {
             self.terminal.notice(&format!("{name} is here"));
             self.show_path(slot, now);
             // Lines that waited for somebody.
-            self.read_terminal(events, now);
+            self.read_terminal(now);
         }
     }
 
-    fn take_line(&mut self, slot: usize, message: &Message<'_>, _now: Instant) {
+    fn take_line(&mut self, slot: usize, message: &Message<'_>) {
         let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut) else { return };
         match member.chat.hear(message.number, message.body) {
             Heard::New(text) => {

@@ -4,9 +4,9 @@ use super::counters::Counters;
 use super::deliveries::Deliveries;
 use super::detect::Detector;
 use super::forward::{Listening, Serving};
-use super::identity::{PrivateKey, Pins, member_id, read_key_file};
+use super::identity::{Pins, PrivateKey, member_id, read_key_file};
 use super::meeting::Meeting;
-use super::member::{Member, Via};
+use super::member::Member;
 use super::network::Network;
 use super::outbox::Outbox;
 use super::probe::ProbeAuth;
@@ -240,7 +240,7 @@ impl Run {
                     if self.meeting.listen_to_lookups(&self.network, now) {
                         self.start_detection(&mut frame.events, now);
                     }
-                    self.read_terminal(&mut frame.events, now);
+                    self.read_terminal(now);
                 }
                 Happening::Ready(token, _) => {
                     self.ready(token, &mut queue, &mut frame.events, clock::now());
@@ -323,6 +323,8 @@ impl Run {
         if let Some(serving) = &mut self.serving {
             serving.expire(events, &self.counters, now);
         }
+        // A line that was given up has left room for another.
+        self.read_terminal(now);
         self.end_if_done(now);
     }
 
@@ -487,13 +489,6 @@ impl Run {
 
     pub(super) fn member(&mut self, slot: usize) -> Option<&mut Member> {
         self.members.get_mut(slot).and_then(Option::as_mut)
-    }
-
-    /// Whether a member is reached over that socket.
-    pub(super) fn uses_socket(&self, number: u16) -> bool {
-        self.members.iter().flatten().any(
-            |member| matches!(member.via, Via::Direct(path) if path.socket == number),
-        )
     }
 }
 

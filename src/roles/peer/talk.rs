@@ -4,17 +4,18 @@ use super::chat::{Due, split_line};
 use super::member::{Member, Via};
 use super::run::Run;
 use super::terminal::Typed;
-use crate::runtime::event_loop::EventLoop;
 use crate::wire::peer::{Kind, Message};
 use std::fmt::Write as _;
 use std::time::Instant;
 
+/// As many lines of chat are made of the longest line of a pipe.
+const PARTS_MAX: u32 = 8;
 /// Characters of a line that a notice about it repeats.
 const QUOTED_CHARS: usize = 40;
 
 impl Run {
     /// Does what was typed. In a pipe, lines wait until somebody is there and has room for them.
-    pub(super) fn read_terminal(&mut self, events: &mut EventLoop, now: Instant) {
+    pub(super) fn read_terminal(&mut self, now: Instant) {
         while self.terminal.is_interactive() || self.may_say_more() {
             let Some(typed) = self.terminal.typed.drain().next() else {
                 break;
@@ -32,20 +33,17 @@ impl Run {
                     self.lost_lines = true;
                 }
                 Typed::Line(line) if self.terminal.is_interactive() && line.starts_with('/') => {
-                    self.obey(line.trim(), now);
+                    self.obey(line.trim());
                 }
                 Typed::Line(line) => self.say(&line, now),
             }
         }
-        // Nobody may be left to wait for.
-        let _ = events;
     }
 
     /// Whether a pipe's next line, of whatever length, finds somebody and room.
     fn may_say_more(&self) -> bool {
-        // A line is cut at 64 KiB, which are as many lines of chat.
         let mut here = self.members.iter().flatten().filter(|member| member.is_here).peekable();
-        here.peek().is_some() && here.all(|member| member.chat.room() >= 64)
+        here.peek().is_some() && here.all(|member| member.chat.room() >= PARTS_MAX)
     }
 
     fn say(&mut self, line: &str, now: Instant) {
@@ -68,15 +66,12 @@ impl Run {
                 let Some(member) = self.members.get_mut(*slot).and_then(Option::as_mut) else {
                     continue;
                 };
-                match member.chat.say(part, now) {
-                    Ok(number) => {
-                        let body = part.as_bytes();
-                        self.send_message(*slot, &Message { kind: Kind::Line, number, body });
-                    }
-                    Err(_) => {
-                        let name = member.name.clone();
-                        self.not_delivered(&name, part);
-                    }
+                if let Ok(number) = member.chat.say(part, now) {
+                    let body = part.as_bytes();
+                    self.send_message(*slot, &Message { kind: Kind::Line, number, body });
+                } else {
+                    let name = member.name.clone();
+                    self.not_delivered(&name, part);
                 }
             }
         }
@@ -102,7 +97,7 @@ impl Run {
     }
 
     /// A member has the line.
-    pub(super) fn line_delivered(&mut self, slot: usize, _number: u32) {
+    pub(super) fn line_delivered(&mut self, slot: usize) {
         let Some(member) = self.members.get(slot).and_then(Option::as_ref) else { return };
         // One mark for all lines on their way: the last one's.
         if self.terminal.is_interactive() && member.chat.next_due().is_none() {
@@ -126,7 +121,7 @@ impl Run {
         }
     }
 
-    fn obey(&mut self, command: &str, now: Instant) {
+    fn obey(&mut self, command: &str) {
         match command {
             "/quit" => self.exit = Some(0),
             "/peers" => self.show_each(|member, text| {
@@ -173,7 +168,6 @@ impl Run {
             }
             _ => self.terminal.notice("no such command; /help lists them"),
         }
-        let _ = now;
     }
 
     fn show_each(&mut self, describe: impl Fn(&Member, &mut String)) {

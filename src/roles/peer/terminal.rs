@@ -19,8 +19,8 @@ use std::os::unix::net::UnixStream;
 const STACK: usize = 256 * 1024;
 /// Lines read ahead; more wait in the pipe.
 const LINES_MAX: usize = 16;
-/// Bytes of an unfinished line, at most; a longer one is cut there.
-const LINE_LEN_MAX: usize = 64 * 1024;
+/// Bytes of a pipe's line, at most; a longer one becomes several.
+const LINE_LEN_MAX: usize = 8 * 1024;
 const PROMPT: &str = "> ";
 
 /// What the reading thread tells.
@@ -142,7 +142,6 @@ fn edit(mut editor: DefaultEditor, lines: &Sender<Typed>) {
                 }
                 Typed::Line(line)
             }
-            Err(ReadlineError::WindowResized) => continue,
             // Ctrl-C, Ctrl-D, or a terminal that is gone.
             Err(_) => Typed::End,
         };

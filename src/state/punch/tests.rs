@@ -198,7 +198,13 @@ fn a_nat_that_forgets_everything_costs_a_minute_at_most() {
     }
 }
 
-const FOLLOWER: Config = Config { families: Families::Both, leads: false, relay: false, seed: 1 };
+const FOLLOWER: Config = Config {
+    families: Families::Both,
+    leads: false,
+    relay: false,
+    keepalive: Duration::from_secs(15),
+    seed: 1,
+};
 const LEADER: Config = Config { leads: true, ..FOLLOWER };
 
 #[allow(clippy::disallowed_methods)] // Tests count from whatever instant they start at.

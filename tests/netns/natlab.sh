@@ -42,7 +42,12 @@ bad() {
 check() {
 	local what=$1
 	shift
-	if "$@"; then ok "$what"; else bad "$what"; fi
+	if "$@"; then
+		ok "$what"
+	else
+		bad "$what"
+		return 1
+	fi
 }
 not() { ! "$@"; }
 finish() {

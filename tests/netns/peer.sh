@@ -115,7 +115,7 @@ paths() { # NAME OTHER: how many there have been
 	grep -c "path to $2: " "$work/$1.log"
 }
 introduced() { # A B SECONDS [KIND]: a path each way
-	until_true "$3" has_path "$1" "$2" "${4:-}[dr]" && until_true "$3" has_path "$2" "$1" "${4:-}[dr]"
+	until_true "$3" has_path "$1" "$2" "${4:-[dr]}" && until_true "$3" has_path "$2" "$1" "${4:-[dr]}"
 }
 is_direct() { # A B
 	has_path "$1" "$2" direct && has_path "$2" "$1" direct
@@ -130,6 +130,26 @@ hears() {
 }
 chat() { # A B SECONDS
 	hears "$1" "$2" "$3" && hears "$2" "$1" "$3"
+}
+# recovers FROM TO SECONDS: of new lines of FROM's one arrives at TO. An old one may have to wait for its repeat.
+recovers() {
+	local begin=${EPOCHREALTIME/./} first=$((told + 1)) spent=0
+	until [ "$spent" -gt $(($3 * 1000)) ]; do
+		told=$((told + 1))
+		echo "line number $told from $1." >>"$work/$1.in"
+		sleep 0.1
+		spent=$(((${EPOCHREALTIME/./} - begin) / 1000))
+		awk -v first="$first" -v from="$1." '
+			match($0, /line number [0-9]+ from /) { n = substr($0, RSTART + 12); if (n + 0 >= first && $NF == from) found = 1 }
+			END { exit !found }' "$work/$2.out" || continue
+		echo "    $1 to $2: $spent ms"
+		return
+	done
+	return 1
+}
+# both_recover A B SECONDS: each way, the one that cannot know of a change before it hears from B first.
+both_recover() {
+	recovers "$1" "$2" "$3" && recovers "$2" "$1" 1
 }
 logs() { # NAME...
 	local name
@@ -202,33 +222,31 @@ expected() {
 needs_distance() {
 	case $1/$2 in port-open/port* | port/port-open) ;; *) return 1 ;; esac
 }
-# meet KIND KIND [OPTIONS...]: both members start; lines go both ways; both end well. The one behind n1 is first.
+# meet KIND KIND [OPTIONS...]: both members start; lines go both ways; both end well.
 meet() {
 	nat 1 "$1" && nat 2 "$2" || return
 	shift 2
 	new_room
 	member h1 a "$@"
-	# Members come in this order each time.
-	until_true 5 sent_something h1
 	member h2 b "$@"
 	until_true 30 met_or_gone
 	introduced a b 1 && chat a b 5
 	local met=$?
 	all_hang_up a b && [ "$met" -eq 0 ]
 }
-sent_something() { # HOST
-	[ -n "$(on "$1" ss -Huan)" ]
-}
 met_or_gone() {
 	introduced a b 0 || { is_gone "${pid[a]}" && is_gone "${pid[b]}"; }
 }
 declare -A cell
-# The slower of both sides, in ms after the introduction; nothing if one has no direct path.
+# The first direct path of the slower side, in ms after the introduction; nothing if one has none.
 connect_ms() {
-	local a b
-	a=$(path a b | sed -n 's/^direct .*, \([0-9]*\) ms after .*/\1/p')
-	b=$(path b a | sed -n 's/^direct .*, \([0-9]*\) ms after .*/\1/p')
-	[ -n "$a" ] && [ -n "$b" ] && echo $((a > b ? a : b))
+	local name ms most=0
+	for name in a b; do
+		ms=$(sed -n 's/.*path to [ab]: direct .*, \([0-9]*\) ms after .*/\1/p' "$work/$name.log" | head -n 1)
+		[ -n "$ms" ] || return
+		most=$((ms > most ? ms : most))
+	done
+	echo "$most"
 }
 meets_directly() { # KIND KIND [OPTIONS...]
 	meet "$@" && is_direct a b && return
@@ -239,12 +257,13 @@ says_impossible() { # KIND KIND
 	new_room
 	member h1 a
 	member h2 b
-	local name code
+	local name code reason='cannot be punched|--hard|--relay'
+	[ "$1/$2" != sym/sym ] || reason='cannot be punched'
 	for name in a b; do
 		until_true 40 is_gone "${pid[$name]}"
 		hang_up "$name"
 		code=$?
-		[ "$code" -eq 1 ] && grep -qE 'cannot be punched|--relay' "$work/$name.log" && continue
+		[ "$code" -eq 1 ] && grep -qE -e "$reason" "$work/$name.log" && continue
 		echo "    $name: exit code $code"
 		logs "$name"
 		return 1
@@ -255,31 +274,33 @@ meets_by_relay() { # KIND KIND
 	logs a b
 }
 row() { # KIND: without a relay
-	local one=$1 other outcome ms bound
+	local one=$1 other outcome ms
 	for other in $kinds; do
-		outcome=$(expected "$one" "$other") ms='' bound=300
+		outcome=$(expected "$one" "$other")
 		if needs_distance "$one" "$other"; then
 			delay 1 10
 			delay 2 10
 		fi
+		cell[$one,$other]=FAILED
 		case $outcome in
 		direct)
-			check "$one and $other: direct" meets_directly "$one" "$other"
-			ms=$(connect_ms)
-			check "$one and $other: ${ms:-no path, let alone in} ms, at most $bound" test "${ms:-99999}" -le "$bound"
-			cell[$one,$other]="direct, ${ms:-?} ms"
-			! needs_distance "$one" "$other" || cell[$one,$other]+=' (1)'
+			if check "$one and $other: direct" meets_directly "$one" "$other"; then
+				ms=$(connect_ms)
+				cell[$one,$other]="direct, ${ms:=unknown} ms"
+				! needs_distance "$one" "$other" || cell[$one,$other]+=' (1)'
+				check "$one and $other: $ms ms, at most 300" test "$ms" -le 300
+			fi
 			;;
 		hard)
 			check "$one and $other: without --hard and a relay, exit code 1 and the reason" \
 				says_impossible "$one" "$other"
-			check "$one and $other: direct with --hard" meets_directly "$one" "$other" --hard
-			ms=$(connect_ms)
-			cell[$one,$other]="direct with \`--hard\`, ${ms:-?} ms; else relay"
+			if check "$one and $other: direct with --hard" meets_directly "$one" "$other" --hard; then
+				cell[$one,$other]="direct with \`--hard\`, $(connect_ms) ms; else relay"
+			fi
 			;;
 		relay)
-			check "$one and $other: without a relay, exit code 1 and the reason" says_impossible "$one" "$other"
-			cell[$one,$other]=relay
+			check "$one and $other: without a relay, exit code 1 and the reason" \
+				says_impossible "$one" "$other" && cell[$one,$other]=relay
 			;;
 		esac
 		if needs_distance "$one" "$other"; then
@@ -290,7 +311,7 @@ row() { # KIND: without a relay
 }
 table() { # Markdown
 	local one other
-	echo "| first \\ second | ${kinds// / | } |"
+	echo "| NATs | ${kinds// / | } |"
 	echo "| --- |$(for one in $kinds; do printf ' --- |'; done)"
 	for one in $kinds; do
 		printf '| %s |' "$one"
@@ -311,7 +332,8 @@ grid() {
 	for one in $kinds; do
 		for other in $kinds; do
 			[ "$(expected "$one" "$other")" = direct ] ||
-				check "$one and $other: over the relay" meets_by_relay "$one" "$other"
+				check "$one and $other: over the relay" meets_by_relay "$one" "$other" ||
+				cell[$one,$other]=FAILED
 		done
 	done
 	unserve
@@ -361,22 +383,28 @@ loss() {
 	member h1 a
 	member h2 b
 	check "connected" introduced a b 20 direct || logs a b
-	lines=100
+	lines=20
 	for ((n = 1; n <= lines; n++)); do
 		echo "a says $n." >>"$work/a.in"
 		echo "b says $n." >>"$work/b.in"
 	done
-	# At worst 1 + 2 + 4 s of repeats.
-	until_true 20 grep -qF "a says $lines." "$work/b.out"
-	until_true 20 grep -qF "b says $lines." "$work/a.out"
-	check "both end well: every line was delivered" all_hang_up a b || logs a b
+	# A line is sent four times within 7 s. Whoever leaves earlier acknowledges no repeat.
+	sleep 8
 	missing=0
 	for ((n = 1; n <= lines; n++)); do
 		[ "$(grep -cF "a says $n." "$work/b.out")" = 1 ] || missing=$((missing + 1))
 		[ "$(grep -cF "b says $n." "$work/a.out")" = 1 ] || missing=$((missing + 1))
 	done
-	check "$lines lines each way, each once ($missing are not)" test "$missing" = 0
+	check "$lines lines each way, each of them once ($missing are not)" test "$missing" = 0
+	check "both end well, or say which line was not delivered" ends_or_says a b || logs a b
 	unserve
+}
+# Of a line's four rounds there and back each is lost with 19%: one line of 770 arrives and is not known to have.
+ends_or_says() { # NAME...
+	local name
+	for name in "$@"; do
+		hang_up "$name" || grep -q 'not delivered' "$work/$name.log" || return
+	done
 }
 rebinding() {
 	echo "== a NAT forgets its table under a path"
@@ -388,12 +416,12 @@ rebinding() {
 		check "$first and $second: lines go both ways" chat a b 5
 		forget 1
 		# Three keepalives of 1 s without an answer, and the time to punch anew.
-		check "$first and $second: n1 forgot, lines go both ways within 4 s" chat a b 4 || logs a b
+		check "$first and $second: n1 forgot, lines go both ways within 4 s" both_recover b a 4 || logs a b
 		forget 2
-		check "$first and $second: n2 forgot, lines go both ways within 4 s" chat a b 4 || logs a b
+		check "$first and $second: n2 forgot, lines go both ways within 4 s" both_recover a b 4 || logs a b
 		forget 1
 		forget 2
-		check "$first and $second: both forgot, lines go both ways within 4 s" chat a b 4 || logs a b
+		check "$first and $second: both forgot, lines go both ways within 4 s" both_recover b a 4 || logs a b
 		check "$first and $second: still direct" is_direct a b
 		check "$first and $second: both end well" all_hang_up a b
 	done
@@ -512,8 +540,8 @@ relay() {
 	echo_on h2 7000
 	forwarding '' ''
 	check "sym and sym: a relayed path for a forwarded port" introduced a b 20 relay || logs a b
-	# 400 kB/s each way: --relay-rate is 1M.
-	check "400 datagrams/s of 1,000 bytes over the relay and back" paced h1 7001 400 5
+	# 600 kB/s there and back: --relay-rate is 1M.
+	check "300 datagrams/s of 1,000 bytes over the relay and back" paced h1 7001 300 5
 	check "both end well" all_hang_up a b || logs a b
 	end KILL "$echo_pid"
 	nat 1 port
@@ -564,6 +592,9 @@ iperf() { # OPTIONS...: received Mbit/s, at least 10 in every second
 		sys.exit(0 if slowest >= 10 else 1)
 	END
 }
+full_size() {
+	on h1 ping -q -c 3 -i 0.2 -W 1 -M 'do' -s $((1340 - 28)) 172.21.123.2 >/dev/null
+}
 wireguard() {
 	echo "== WireGuard through two NATs"
 	serve
@@ -578,7 +609,7 @@ wireguard() {
 	check "wireguard-go on h2" wireguard_up 2 listen-port 7000
 	check "wireguard-go on h1, its endpoint the forwarded port" wireguard_up 1 '' '' endpoint 127.0.0.1:7001
 	check "ping" until_true 10 on h1 ping -q -c 1 -W 1 172.21.123.2 || logs a b
-	check "ping with packets as large as the MTU" on h1 ping -q -c 3 -i 0.2 -M 'do' -s 1312 172.21.123.2 >"$work/ping"
+	check "ping with packets as large as the MTU" full_size
 	ip netns exec "$lab-h2" iperf3 --forceflush -s -B 172.21.123.2 >"$work/iperf-server" 2>&1 &
 	local iperf_server=$!
 	until_true 5 grep -q listening "$work/iperf-server"

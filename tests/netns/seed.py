@@ -25,15 +25,16 @@ def udp(address):
 
 def server(options):
     s, clients = udp(endpoint(options.endpoint)), []
-    while len(clients) < 2:
+    while True:
         _, client = s.recvfrom(2048)
         if client not in clients:
             clients.append(client)
             print("client %s:%d" % client, flush=True)
-    one, other = clients
-    s.sendto(b"%s:%d" % (other[0].encode(), other[1]), one)
-    time.sleep(options.gap)
-    s.sendto(b"%s:%d" % (one[0].encode(), one[1]), other)
+        if len(clients) > 1:
+            one, other = clients[:2]
+            s.sendto(b"%s:%d" % (other[0].encode(), other[1]), one)
+            time.sleep(options.gap)
+            s.sendto(b"%s:%d" % (one[0].encode(), one[1]), other)
 
 
 def client(options):

@@ -1,4 +1,4 @@
-//! Checked reading of a byte slice: the only index arithmetic in this layer.
+//! Checked reading and filling of a byte slice: the only index arithmetic in this layer.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -71,9 +71,86 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// A caller's buffer that is filled from its front.
+///
+/// Every `put` and `overwrite` returns `None` and changes nothing when it does not fit.
+#[derive(Debug)]
+pub struct Filler<'a> {
+    buffer: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> Filler<'a> {
+    /// Starts at the front of `buffer`; what it holds is overwritten.
+    pub fn new(buffer: &'a mut [u8]) -> Filler<'a> {
+        Filler { buffer, len: 0 }
+    }
+
+    /// How many bytes have been put.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has been put yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many bytes still fit.
+    pub fn room(&self) -> usize {
+        self.buffer.len().saturating_sub(self.len)
+    }
+
+    /// What has been put.
+    pub fn filled(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+
+    /// Puts `bytes` after what is there.
+    pub fn put(&mut self, bytes: &[u8]) -> Option<()> {
+        let end = self.len.checked_add(bytes.len())?;
+        self.buffer.get_mut(self.len..end)?.copy_from_slice(bytes);
+        self.len = end;
+        Some(())
+    }
+
+    /// Puts `count` times the same byte.
+    pub fn put_repeated(&mut self, byte: u8, count: usize) -> Option<()> {
+        let end = self.len.checked_add(count)?;
+        self.buffer.get_mut(self.len..end)?.fill(byte);
+        self.len = end;
+        Some(())
+    }
+
+    /// Replaces what was put at `at` bytes from the front.
+    pub fn overwrite(&mut self, at: usize, bytes: &[u8]) -> Option<()> {
+        let end = at.checked_add(bytes.len()).filter(|end| *end <= self.len)?;
+        self.buffer.get_mut(at..end)?.copy_from_slice(bytes);
+        Some(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fills_in_order_and_refuses_without_moving() {
+        let mut buffer = [9; 6];
+        let mut filler = Filler::new(&mut buffer);
+        assert!(filler.is_empty());
+        assert_eq!(filler.put(&[1, 2, 3]), Some(()));
+        assert_eq!((filler.put(&[4; 4]), filler.put_repeated(4, 4)), (None, None));
+        assert_eq!((filler.len(), filler.room()), (3, 3));
+        assert_eq!(filler.put_repeated(4, 2), Some(()));
+        assert_eq!(
+            (filler.overwrite(4, &[7, 7]), filler.overwrite(usize::MAX, &[7])),
+            (None, None)
+        );
+        assert_eq!(filler.overwrite(3, &[7, 8]), Some(()));
+        assert_eq!(filler.filled(), [1, 2, 3, 7, 8]);
+        assert_eq!(buffer, [1, 2, 3, 7, 8, 9]);
+    }
 
     #[test]
     fn reads_in_order_and_stops_without_moving() {

@@ -8,4 +8,5 @@ pub mod peer;
 pub mod pool;
 pub mod proxy_protocol;
 pub mod rendezvous;
+pub mod stun;
 pub mod udpgw;

@@ -109,6 +109,30 @@ fn an_open_input_and_a_late_start_are_cured_by_the_next_introduction() {
     }
 }
 
+/// With a round trip of 600 ms several sockets are met before either side knows of one, and the
+/// sides may choose different ones.
+#[test]
+fn two_meetings_at_once_end_on_one_path() {
+    for seed in 0..3 * SEEDS {
+        let mut world = World::new(Setting {
+            tries_hard: true,
+            delay: Duration::from_millis(300),
+            ..Setting::new([NatKind::Port, NatKind::Symmetric], seed)
+        });
+        for _ in 0..300 {
+            if world.connect_time().is_none() {
+                world.run(ms(100));
+            }
+        }
+        // From the first moment on both are heard, whichever path each of them sends on.
+        world.run(ms(800));
+        assert!(world.is_direct(), "{seed}");
+        let time = world.connect_time();
+        world.run(Duration::from_secs(30));
+        assert!(world.is_direct(), "{seed} {time:?}");
+    }
+}
+
 #[test]
 fn a_hard_path_that_breaks_is_found_again_and_leaks_no_socket() {
     for seed in 0..SEEDS {
@@ -340,6 +364,22 @@ fn a_ping_that_is_repeated_from_elsewhere_is_not_answered() {
     assert!(punch.ping_heard(77, source, 0, begin + ms(31)), "the network may double it");
     assert!(!punch.ping_heard(77, endpoint("198.51.100.1:53"), 0, begin + ms(32)));
     assert!(!punch.ping_heard(77, source, 1, begin + ms(32)));
+}
+
+#[test]
+fn another_way_is_not_looked_at_while_the_path_is_alive() {
+    let begin = start();
+    for (quiet, is_looked_at) in [(900, false), (1_000, true)] {
+        let mut punch = connected(FOLLOWER, begin);
+        let (alive, source) = (begin + ms(3_000), endpoint("203.0.113.12:9"));
+        all_until(&mut punch, begin + ms(20), alive);
+        punch.data_heard(endpoint("203.0.113.12:7"), 0, alive);
+        let now = alive + ms(quiet);
+        assert!(punch.ping_heard(5, source, 0, now), "it is answered all the same");
+        let action = punch.poll(now, true);
+        let is_ping = matches!(action, Some(Action::Ping { to, .. }) if to == source);
+        assert_eq!(is_ping, is_looked_at, "{quiet}");
+    }
 }
 
 #[test]

@@ -9,10 +9,11 @@
 //! found by a second port or a second server.
 //!
 //! A [`Detection`] says which requests to send through which socket, 0 or, for the lifetime, 1, and
-//! is told the answers. It knows no bytes: the codec is `wire::stun`.
+//! is told the answers; [`message`] turns both into datagrams and back.
 
 mod conclusions;
 pub mod lifetime;
+pub mod message;
 pub mod report;
 pub mod schedule;
 
@@ -294,6 +295,8 @@ impl Detection {
     }
 
     fn ask(&mut self, test: Test, to: SocketAddr, change: impl FnOnce(&mut Request), now: Instant) {
+        // RFC 8489 section 5 wants an id that nobody off the path can guess: whoever sees one is the
+        // server, or on the path.
         let mut id = [0; 12];
         id[..8].copy_from_slice(&self.random.next_u64().to_be_bytes());
         id[8..].copy_from_slice(&self.random.next_u64().to_be_bytes()[..4]);

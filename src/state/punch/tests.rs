@@ -5,6 +5,7 @@ use super::candidates::{Candidate, CandidateKind};
 use super::interface::{Action, Config, Families, Introduction};
 use super::prospects::{NatFacts, Prospects, prospects};
 use super::simulation::{Setting, World, facts};
+use crate::state::seeded::Seeded;
 use crate::state::simulated_nat::{KINDS, NatKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -105,6 +106,30 @@ fn an_open_input_and_a_late_start_are_cured_by_the_next_introduction() {
             world.run(Duration::from_secs(75));
             assert!(world.is_direct(), "{kinds:?} {seed}");
         }
+    }
+}
+
+/// With a round trip of 600 ms several sockets are met before either side knows of one, and the
+/// sides may choose different ones.
+#[test]
+fn two_meetings_at_once_end_on_one_path() {
+    for seed in 0..3 * SEEDS {
+        let mut world = World::new(Setting {
+            tries_hard: true,
+            delay: Duration::from_millis(300),
+            ..Setting::new([NatKind::Port, NatKind::Symmetric], seed)
+        });
+        for _ in 0..300 {
+            if world.connect_time().is_none() {
+                world.run(ms(100));
+            }
+        }
+        // From the first moment on both are heard, whichever path each of them sends on.
+        world.run(ms(800));
+        assert!(world.is_direct(), "{seed}");
+        let time = world.connect_time();
+        world.run(Duration::from_secs(30));
+        assert!(world.is_direct(), "{seed} {time:?}");
     }
 }
 
@@ -348,6 +373,22 @@ fn a_ping_that_is_repeated_from_elsewhere_is_not_answered() {
 }
 
 #[test]
+fn another_way_is_not_looked_at_while_the_path_is_alive() {
+    let begin = start();
+    for (quiet, is_looked_at) in [(900, false), (1_000, true)] {
+        let mut punch = connected(FOLLOWER, begin);
+        let (alive, source) = (begin + ms(3_000), endpoint("203.0.113.12:9"));
+        all_until(&mut punch, begin + ms(20), alive);
+        punch.data_heard(endpoint("203.0.113.12:7"), 0, alive);
+        let now = alive + ms(quiet);
+        assert!(punch.ping_heard(5, source, 0, now), "it is answered all the same");
+        let action = punch.poll(now, true);
+        let is_ping = matches!(action, Some(Action::Ping { to, .. }) if to == source);
+        assert_eq!(is_ping, is_looked_at, "{quiet}");
+    }
+}
+
+#[test]
 fn only_the_answer_to_a_ping_makes_a_path() {
     let begin = start();
     let mut punch = Punch::new(FOLLOWER);
@@ -495,4 +536,86 @@ fn one_birthday_attempt_at_a_time() {
     punch.introduce(&Introduction { start: now, ..hard }, now);
     let actions = all_until(&mut punch, now, now + ms(20_000));
     assert!(!actions.iter().any(|(_, action)| matches!(action, Action::Open(_))));
+}
+
+/// Whatever comes in whatever order: nothing goes round, and at one instant no more pings go out than
+/// there are candidates, and what a late birthday attempt may catch up with.
+#[test]
+fn no_order_of_events_goes_round() {
+    for seed in 0..200 {
+        let mut random = Seeded::new(seed);
+        let begin = start();
+        let mut now = begin;
+        let config = Config { leads: seed % 2 == 0, relay: seed % 3 == 0, ..FOLLOWER };
+        let mut punch = Punch::new(config);
+        let mut sent: Vec<(u16, SocketAddr, u64)> = Vec::new();
+        for _ in 0..2_000 {
+            let port = random.below(40);
+            let source = endpoint(&format!("203.0.113.12:{}", 7 + port));
+            let socket = if random.below(4) == 0 { 2 + u16::try_from(port).unwrap() } else { 0 };
+            let number = random.next_u64();
+            match random.below(40) {
+                0 => {
+                    let mut introduction =
+                        introduction(&["10.0.0.9:7"], &["203.0.113.12:7"], now + ms(number % 900));
+                    introduction.mine = facts(KINDS[usize::from(port % 6 == 0)], true);
+                    introduction.theirs = facts(NatKind::Symmetric, true);
+                    punch.introduce(&introduction, now);
+                }
+                1 => {
+                    punch.recheck(now);
+                }
+                2..=10 => {
+                    punch.ping_heard(number, source, socket, now);
+                }
+                11..=15 => {
+                    if let Some((socket, to, tx)) = sent.last().copied() {
+                        punch.pong_heard(tx, to, socket, source, now);
+                    }
+                }
+                16..=18 => {
+                    if let Some((_, _, tx)) = sent.last().copied() {
+                        punch.pong_heard(tx, source, socket, source, now);
+                    }
+                }
+                19..=21 => {
+                    punch.data_heard(source, socket, now);
+                }
+                _ => now += ms(number % 300),
+            }
+            for turn in 0.. {
+                assert!(turn < 32 + 21 + 8, "goes round");
+                match punch.poll(now, number % 2 == 0) {
+                    Some(Action::Ping { socket, to, tx }) => sent.push((socket, to, tx)),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            assert!(punch.next_deadline().is_none_or(|next| next > now), "{seed}");
+        }
+    }
+}
+
+/// Pings whose source is forged and new each time: less goes out than came in.
+#[test]
+fn a_flood_of_pings_is_not_passed_on() {
+    let begin = start();
+    for sources in [1, 4_000] {
+        let mut punch = Punch::new(FOLLOWER);
+        punch.introduce(&introduction(&[], &["203.0.113.12:7"], begin + ms(900)), begin);
+        let mut sent = 0;
+        for number in 0..4_000 {
+            let now = begin + Duration::from_micros(number * 200);
+            let octet = u8::try_from(number % sources / 250).unwrap();
+            let port = u16::try_from(1_000 + number % sources % 250).unwrap();
+            let source = SocketAddr::from(([198, 51, 100, octet], port));
+            assert!(punch.ping_heard(number, source, 0, now));
+            // One that comes late finds many due.
+            if number % 100 == 99 {
+                sent += std::iter::from_fn(|| punch.poll(now, true)).count();
+            }
+        }
+        let expected = if sources == 1 { 20..=64 } else { 500..=640 };
+        assert!(expected.contains(&sent), "{sources}: {sent}");
+    }
 }

@@ -8,12 +8,20 @@ use udpferry::cli::flags::{self, Parsed, UsageError};
 use udpferry::cli::help;
 use udpferry::cli::table::{Command, Opt};
 use udpferry::error::Error;
-use udpferry::roles::{Program, ROLES, Role};
+use udpferry::roles::peer::key_commands;
+use udpferry::roles::{self, Program, ROLES, Role};
 use udpferry::runtime::daemon;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const PROGRAM: &str = "udpferry";
 const VARIABLE_PREFIX: &str = "UDPFERRY_";
+
+/// Commands that are no role's.
+const OTHERS: &[(&Command, Program)] = &[
+    (&key_commands::KEYGEN, key_commands::keygen),
+    (&key_commands::PUBKEY, key_commands::pubkey),
+    (&roles::SELFTEST, roles::selftest),
+];
 
 /// Runs the program called `name` with `args`; returns the process's exit code.
 pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
@@ -45,11 +53,14 @@ pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
         "man" => say(&help::man(command_named(&rest)?, VERSION)),
         "completions" => completions(&rest),
         "check" => check(rest),
-        "selftest" => selftest(rest),
         other => {
-            let roles: Vec<_> = ROLES.iter().map(|role| role.command.name).collect();
-            let roles = roles.join(", ");
-            Err(unexpected(other, &format!("{roles}, check, selftest, help, man, completions")))
+            if let Some((command, program)) = OTHERS.iter().find(|row| row.0.name == other) {
+                return run_command(command, rest, *program);
+            }
+            let roles = ROLES.iter().map(|role| role.command.name).chain(["check"]);
+            let others = OTHERS.iter().map(|row| row.0.name);
+            let words: Vec<_> = roles.chain(others).collect();
+            Err(unexpected(other, &format!("{}, help, man, completions", words.join(", "))))
         }
     }
 }
@@ -72,10 +83,6 @@ fn check(args: Vec<OsString>) -> Result<u8, Error> {
     run_command(command, args.collect(), program)
 }
 
-fn selftest(args: Vec<OsString>) -> Result<u8, Error> {
-    run_command(&udpferry::roles::SELFTEST, args, udpferry::roles::selftest)
-}
-
 fn run_command(command: &'static Command, args: Vec<OsString>, run: Program) -> Result<u8, Error> {
     match flags::parse(command, args, &|name| env::var_os(name))? {
         Parsed::Help => say(&help::usage(command)),
@@ -91,7 +98,7 @@ fn role_named(name: &str) -> Option<&'static Role> {
 fn all_commands() -> Vec<&'static Command> {
     let roles = ROLES.iter().map(|role| role.command);
     let checks = ROLES.iter().filter_map(|role| role.check).map(|check| check.0);
-    roles.chain(checks).chain([&udpferry::roles::SELFTEST]).collect()
+    roles.chain(checks).chain(OTHERS.iter().map(|row| row.0)).collect()
 }
 
 /// `udpgw`, or `check udpgw`.

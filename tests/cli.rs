@@ -39,7 +39,9 @@ fn alone_it_lists_the_roles() {
         let line = format!("  {:<18} {}\n", role.command.name, role.command.summary);
         assert!(listed.contains(&line), "{line}{listed}");
     }
-    for command in ["check udpgw", "selftest", "help ROLE", "man ROLE", "completions bash"] {
+    for command in
+        ["check udpgw", "keygen", "pubkey", "selftest", "help ROLE", "man ROLE", "completions bash"]
+    {
         assert!(listed.lines().any(|line| line.trim_start().starts_with(command)), "{listed}");
     }
     for same in [["help"], ["--help"], ["-h"]] {
@@ -77,7 +79,7 @@ fn help_names_every_option_with_its_default() {
 
 #[test]
 fn manual_pages_pass_mandoc() {
-    for words in [&["udpgw"][..], &["check", "udpgw"], &["selftest"]] {
+    for words in [&["udpgw"][..], &["check", "udpgw"], &["selftest"], &["keygen"], &["pubkey"]] {
         let page = text(&run(&[&["man"][..], words].concat()));
         let said = objections("mandoc", &["-T", "lint", "-W", "warning"], &page);
         assert_eq!(said, "", "{words:?}");
@@ -111,6 +113,7 @@ fn completions_are_bash_and_complete() {
     has(&["udpferry", "udpgw", "--max-cli"], "--max-clients");
     has(&["badvpn-udpgw", "--listen"], "--listen-addr");
     has(&["udpgw", "--tls-cl"], "--tls-client-ca");
+    has(&["udpferry", "pub"], "pubkey");
 }
 
 /// Starts the program at `path` with `args`, lets a client through it, and returns what it said.
@@ -268,6 +271,52 @@ fn every_wrong_argument_is_one_line_and_exit_2() {
     assert!(only_line(&output).ends_with("--listen-addr: may be given at most 16 times"));
 }
 
+/// A program with `input` as its standard input, a file.
+fn fed(path: &Path, args: &[&str], input: &[u8]) -> Output {
+    let file = Scratch::new();
+    std::fs::write(file.path("input"), input).unwrap();
+    let input = std::fs::File::open(file.path("input")).unwrap();
+    Command::new(path).args(args).stdin(input).output().unwrap()
+}
+
+#[test]
+fn keys_are_those_of_wireguards_own_tool() {
+    let wg = program("wg");
+    let ours = |args: &[&str], input: &str| text(&fed(UDPFERRY.as_ref(), args, input.as_bytes()));
+    let theirs = |args: &[&str], input: &str| text(&fed(&wg, args, input.as_bytes()));
+    let mut made = std::collections::HashSet::new();
+    for _ in 0..8 {
+        let key = ours(&["keygen"], "");
+        // A line of 44 characters, as wg writes and reads it.
+        assert_eq!(ours(&["pubkey"], &key), theirs(&["pubkey"], &key), "{key}");
+        assert!(key.len() == 45 && made.insert(key));
+        let key = theirs(&["genkey"], "");
+        assert_eq!(ours(&["pubkey"], &key), theirs(&["pubkey"], &key), "{key}");
+    }
+    for wrong in ["", "key\n", &format!("{}B=\n", "A".repeat(42)), &"A".repeat(44)] {
+        assert!(!fed(&wg, &["pubkey"], wrong.as_bytes()).status.success(), "{wrong}");
+        let output = fed(UDPFERRY.as_ref(), &["pubkey"], wrong.as_bytes());
+        assert_eq!(output.status.code(), Some(1), "{wrong}: {output:?}");
+        let line = only_line(&output);
+        assert!(line.contains("private key") && line.contains("44 characters"), "{line}");
+    }
+}
+
+#[test]
+fn a_key_that_everybody_may_read_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    for (mode, warned) in [(0o600, false), (0o640, false), (0o644, true)] {
+        let file = std::fs::File::create(scratch.path("key")).unwrap();
+        file.set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+        let output = Command::new(UDPFERRY).arg("keygen").stdout(file).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.contains("umask 077"), warned, "{mode:o}: {said}");
+        assert_eq!(std::fs::read(scratch.path("key")).unwrap().len(), 45);
+    }
+}
+
 #[test]
 fn wrong_commands_are_one_line_and_exit_2() {
     for (args, parts) in [
@@ -280,6 +329,8 @@ fn wrong_commands_are_one_line_and_exit_2() {
         (&["check"], &["check", "role"]),
         (&["check", "nothing"], &["\"nothing\"", "role"]),
         (&["selftest", "word"], &["\"word\""]),
+        (&["keygen", "word"], &["\"word\""]),
+        (&["pubkey", "--secret"], &["--secret"]),
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");

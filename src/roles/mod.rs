@@ -4,6 +4,7 @@ pub mod dial;
 pub mod frame;
 pub mod framed;
 pub mod listening;
+pub mod peer;
 pub mod pool;
 pub mod proof;
 pub mod rendezvous;
@@ -75,5 +76,13 @@ pub const ROLES: &[Role] = &[
         check: Some((&rendezvous::CHECK, rendezvous::check)),
         selftest: Some(rendezvous::selftest),
         metrics: rendezvous::metrics,
+    },
+    Role {
+        command: &peer::COMMAND,
+        aliases: &[],
+        run: peer::run,
+        check: None,
+        selftest: None,
+        metrics: peer::metrics,
     },
 ];

@@ -6,10 +6,16 @@ pub mod backoff;
 pub mod contact;
 pub mod flow_table;
 pub mod link_choice;
+pub mod nat_detection;
 pub mod pairing;
 pub mod port_pool;
+pub mod punch;
 pub mod registration;
 pub mod registry;
+pub mod seeded;
 pub mod slots;
 pub mod source_rate;
 pub mod token_bucket;
+
+#[cfg(test)]
+pub(crate) mod simulated_nat;

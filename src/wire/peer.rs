@@ -243,7 +243,7 @@ pub fn write_announcement(out: &mut Vec<u8>, announcement: &Announcement) -> boo
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// The sender is there; the body is its nickname. Answered by the other's, once.
+    /// The sender is there; the body is its nickname. Number 0 asks for one back, 1 is that.
     Here = 1,
     /// A line of chat.
     Line = 2,
@@ -262,7 +262,7 @@ pub enum Kind {
 pub struct Message<'a> {
     /// What it is.
     pub kind: Kind,
-    /// Of the line or of the flow; else 0.
+    /// Of the line or of the flow; of a greeting see [`Kind::Here`].
     pub number: u32,
     /// What it carries.
     pub body: &'a [u8],

@@ -49,7 +49,18 @@ const RULES: &[Rule] = &[
     Rule {
         layer: "roles",
         layers: &["wire", "state", "net", "runtime", "cli", "error", "roles"],
-        crates: &["blake2", "log", "mio", "native_tls", "nix"],
+        crates: &[
+            "argon2",
+            "base64",
+            "blake2",
+            "boringtun",
+            "chacha20poly1305",
+            "log",
+            "mio",
+            "native_tls",
+            "nix",
+            "rustyline",
+        ],
         std_refused: &[],
     },
     Rule {

@@ -1,7 +1,7 @@
 //! The peer's options, and what they come to.
 
-use super::identity::{PublicKey, parse_public_key};
-use super::room::{self, Code};
+use super::identity::PublicKey;
+use super::room::{Room, RoomError};
 use super::{Config, Detection, Forwarding, RoomChoice, Server};
 use crate::cli::common::{COMMON, common};
 use crate::cli::flags::{Matches, UsageError};
@@ -260,14 +260,22 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
     let Some(given) = m.one("--room", text)? else { return Err(missing()) };
     let secret = m.one("--secret", text)?;
     if let Some(secret) = secret {
-        let code = Code::new(&given, &secret);
-        return code.map(RoomChoice::Code).map_err(|error| m.wrong("--secret", &error.to_string()));
+        let room = Room::new(&given, &secret);
+        return room.map(RoomChoice::Given).map_err(|error| unfit("--secret", error));
     }
     if given == "new" {
         return Ok(RoomChoice::New);
     }
-    let code = room::parse_code(&given);
-    code.map(RoomChoice::Code).map_err(|error| m.wrong("--room", &error.to_string()))
+    Room::parse_code(&given).map(RoomChoice::Given).map_err(|error| unfit("--room", error))
+}
+
+/// Does not repeat the value, which has a secret in it.
+fn unfit(option: &str, error: RoomError) -> UsageError {
+    UsageError::NotAllowed {
+        option: option.to_owned(),
+        value: "(a secret)".to_owned(),
+        allowed: error.to_string(),
+    }
 }
 
 fn server(text: &str) -> Result<Server, String> {
@@ -318,7 +326,7 @@ fn host_name() -> String {
 }
 
 fn peer_key(text: &str) -> Result<PublicKey, String> {
-    parse_public_key(text).map_err(|error| error.to_string())
+    PublicKey::parse(text).map_err(|error| error.to_string())
 }
 
 fn port(text: &str) -> Result<u16, String> {

@@ -1,0 +1,410 @@
+//! Chat with one member: which lines are on their way, which have been seen, and what of them may
+//! go to a terminal.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use crate::wire::peer::LINE_LEN_MAX;
+
+/// After the first sending a line is sent again this late, and given up at the end.
+const REPEATS: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+/// As long again as between the last two.
+const GIVEN_UP: Duration = Duration::from_secs(8);
+
+/// Numbers that a receiver knows; so no sender has lines on their way that are further apart.
+const WINDOW: u32 = 64;
+
+/// A line on its way.
+#[derive(Debug)]
+struct Pending {
+    number: u32,
+    text: String,
+    since: Instant,
+    sent: usize,
+}
+
+impl Pending {
+    fn due(&self) -> Instant {
+        self.since + REPEATS.get(self.sent.saturating_sub(1)).copied().unwrap_or(GIVEN_UP)
+    }
+}
+
+/// Too many lines are on their way; nothing was taken. The oldest is settled in at most 8 s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyLines;
+
+/// What a line on its way needs.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Due<'a> {
+    /// Send it again.
+    Again {
+        /// Its number.
+        number: u32,
+        /// Its text.
+        text: &'a str,
+    },
+    /// It was not acknowledged in time.
+    NotDelivered {
+        /// Its number.
+        number: u32,
+        /// Its text.
+        text: String,
+    },
+}
+
+/// What a line from the peer is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard<'a> {
+    /// A new one: acknowledge it and show [`for_terminal`] of it.
+    New(&'a str),
+    /// One that was shown before: its acknowledgement got lost. Acknowledge it again.
+    Duplicate,
+    /// Further back than is known: do nothing. No sender of ours repeats such a line.
+    TooOld,
+    /// No UTF-8, or too long: count it and do nothing, so that its sender sees that it failed.
+    Malformed,
+}
+
+/// The state of the chat with one member, for as long as its id lasts.
+#[derive(Debug, Default)]
+pub struct Chat {
+    last_number: u32,
+    pending: VecDeque<Pending>,
+    seen: Seen,
+}
+
+impl Chat {
+    /// A chat that has not begun.
+    pub fn new() -> Chat {
+        Chat::default()
+    }
+
+    /// Takes a line, one of [`split_line`]'s, that is sent now; returns its number.
+    pub fn say(&mut self, text: &str, now: Instant) -> Result<u32, TooManyLines> {
+        let number = self.last_number.wrapping_add(1);
+        // The front is the oldest.
+        if self.pending.front().is_some_and(|it| number.wrapping_sub(it.number) >= WINDOW) {
+            return Err(TooManyLines);
+        }
+        self.last_number = number;
+        let pending = Pending { number, text: text.to_owned(), since: now, sent: 1 };
+        self.pending.push_back(pending);
+        Ok(number)
+    }
+
+    /// How many more lines may be on their way now.
+    pub fn room(&self) -> u32 {
+        let next = self.last_number.wrapping_add(1);
+        self.pending
+            .front()
+            .map_or(WINDOW, |oldest| WINDOW - next.wrapping_sub(oldest.number).min(WINDOW))
+    }
+
+    /// The peer has line `number`: how long that took. `None` if it is not on its way (any more).
+    pub fn got(&mut self, number: u32, now: Instant) -> Option<Duration> {
+        let at = self.pending.iter().position(|it| it.number == number)?;
+        let pending = self.pending.remove(at)?;
+        Some(now.saturating_duration_since(pending.since))
+    }
+
+    /// The next line that needs something; to be asked until `None`.
+    pub fn due(&mut self, now: Instant) -> Option<Due<'_>> {
+        let at = self.pending.iter().position(|it| it.due() <= now)?;
+        if self.pending[at].sent > REPEATS.len() {
+            let Pending { number, text, .. } = self.pending.remove(at)?;
+            return Some(Due::NotDelivered { number, text });
+        }
+        let pending = &mut self.pending[at];
+        // After a pause of the program a line is sent once, not for each time that was missed.
+        while pending.sent <= REPEATS.len() && pending.due() <= now {
+            pending.sent += 1;
+        }
+        Some(Due::Again { number: pending.number, text: &pending.text })
+    }
+
+    /// The text of the next line that is on its way, which is given up.
+    pub fn abandon(&mut self) -> Option<String> {
+        self.pending.pop_front().map(|pending| pending.text)
+    }
+
+    /// When to ask [`Chat::due`] again; `None` if nothing is on its way.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.pending.iter().map(Pending::due).min()
+    }
+
+    /// A line of the peer's.
+    pub fn hear<'a>(&mut self, number: u32, body: &'a [u8]) -> Heard<'a> {
+        let Ok(text) = std::str::from_utf8(body) else { return Heard::Malformed };
+        if text.len() > LINE_LEN_MAX {
+            return Heard::Malformed;
+        }
+        match self.seen.see(number) {
+            Some(true) => Heard::New(text),
+            Some(false) => Heard::Duplicate,
+            None => Heard::TooOld,
+        }
+    }
+}
+
+/// The last [`WINDOW`] numbers of the peer, and which of them have been here.
+#[derive(Debug, Default)]
+struct Seen {
+    newest: Option<u32>,
+    /// Bit n: the newest less n.
+    bits: u64,
+}
+
+impl Seen {
+    /// Whether a number is new; `None` if nobody knows.
+    fn see(&mut self, number: u32) -> Option<bool> {
+        let Some(newest) = self.newest else {
+            (self.newest, self.bits) = (Some(number), 1);
+            return Some(true);
+        };
+        // Numbers go round (RFC 1982): what is less than half the way ahead is newer.
+        let ahead = number.wrapping_sub(newest);
+        if ahead != 0 && ahead < 1 << 31 {
+            self.newest = Some(number);
+            self.bits = self.bits.checked_shl(ahead).unwrap_or(0) | 1;
+            return Some(true);
+        }
+        let bit = 1_u64.checked_shl(newest.wrapping_sub(number))?;
+        let is_new = self.bits & bit == 0;
+        self.bits |= bit;
+        Some(is_new)
+    }
+}
+
+/// A text in pieces that fit a line, cut between characters; none for an empty text.
+pub fn split_line(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut end = rest.len().min(LINE_LEN_MAX);
+        while !rest.is_char_boundary(end) {
+            end -= 1;
+        }
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        Some(piece)
+    })
+}
+
+/// A peer's text as a terminal may have it: what steers a terminal or turns text around is shown
+/// by its picture or its number, so that nobody takes it for something else.
+///
+/// U+200C and U+200D stay: Persian, Hindi and families of emoji cannot be written without.
+pub fn for_terminal(text: &str) -> String {
+    made_visible(text, |sign| matches!(sign, '\u{200c}' | '\u{200d}'))
+}
+
+/// As [`for_terminal`], for a nickname: without exception, since two that look the same should not
+/// differ in what nobody sees, and without blanks at its ends.
+pub fn name_for_terminal(name: &str) -> String {
+    made_visible(name.trim(), |_| false)
+}
+
+fn made_visible(text: &str, allowed: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for sign in text.chars() {
+        match u32::from(sign) {
+            code @ 0..0x20 => shown.extend(char::from_u32(0x2400 + code)),
+            0x7f => shown.push('\u{2421}'),
+            _ if is_printable(sign) || allowed(sign) => shown.push(sign),
+            // Writing to a String cannot fail.
+            code => drop(write!(shown, "<U+{code:04X}>")),
+        }
+    }
+    shown
+}
+
+/// Letters, marks, digits, signs and spaces; not controls, formats (bidi overrides among them),
+/// line and paragraph separators, private use and what Unicode has not assigned.
+fn is_printable(sign: char) -> bool {
+    if sign.is_whitespace() {
+        return !matches!(sign, '\u{2028}' | '\u{2029}') && !sign.is_control();
+    }
+    // The standard library's table of what is printable is behind `escape_debug`, which also
+    // escapes quotes and, at the beginning of a text, combining marks.
+    let text: [char; 2] = ['x', sign];
+    let text: String = text.iter().collect();
+    matches!(sign, '\\' | '"' | '\'') || text.escape_debug().count() == 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::clock;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_unanswered_line_is_sent_four_times_and_given_up() {
+        let start = clock::now();
+        let mut chat = Chat::new();
+        assert_eq!(chat.due(start), None);
+        assert_eq!(chat.next_due(), None);
+        assert_eq!(chat.say("hello", start), Ok(1));
+        let millis = Duration::from_millis;
+        for seconds in [1, 2, 4] {
+            let at = start + millis(seconds * 1000);
+            assert_eq!(chat.next_due(), Some(at));
+            assert_eq!(chat.due(start + millis(seconds * 1000 - 1)), None);
+            assert_eq!(chat.due(at), Some(Due::Again { number: 1, text: "hello" }));
+            assert_eq!(chat.due(at), None);
+        }
+        assert_eq!(chat.due(start + millis(7999)), None);
+        let end = start + millis(8000);
+        let given_up = Due::NotDelivered { number: 1, text: "hello".to_owned() };
+        assert_eq!(chat.due(end), Some(given_up));
+        assert_eq!(chat.due(end), None);
+        assert_eq!(chat.next_due(), None);
+        assert_eq!(chat.got(1, end), None, "too late");
+    }
+
+    #[test]
+    fn an_acknowledged_line_is_settled() {
+        let start = clock::now();
+        let mut chat = Chat::new();
+        assert_eq!(chat.say("one", start), Ok(1));
+        assert_eq!(chat.say("two", start), Ok(2));
+        assert_eq!(chat.got(3, start), None);
+        assert_eq!(chat.got(1, start + SECOND / 2), Some(SECOND / 2));
+        assert_eq!(chat.got(1, start + SECOND), None);
+        assert_eq!(chat.due(start + SECOND), Some(Due::Again { number: 2, text: "two" }));
+        assert_eq!(chat.due(start + SECOND), None);
+    }
+
+    #[test]
+    fn after_a_pause_a_line_is_sent_once() {
+        let start = clock::now();
+        let mut chat = Chat::new();
+        assert_eq!(chat.say("hello", start), Ok(1));
+        let late = start + 3 * SECOND;
+        assert_eq!(chat.due(late), Some(Due::Again { number: 1, text: "hello" }));
+        assert_eq!(chat.due(late), None);
+        assert_eq!(chat.next_due(), Some(start + 4 * SECOND));
+        // A pause beyond the end still sends it a last time before it is given up.
+        assert_eq!(chat.say("again", start), Ok(2));
+        let very_late = start + 60 * SECOND;
+        assert!(matches!(chat.due(very_late), Some(Due::Again { number: 1, .. })));
+        assert!(matches!(chat.due(very_late), Some(Due::NotDelivered { number: 1, .. })));
+        assert!(matches!(chat.due(very_late), Some(Due::Again { number: 2, .. })));
+        assert!(matches!(chat.due(very_late), Some(Due::NotDelivered { number: 2, .. })));
+        assert_eq!(chat.due(very_late), None);
+    }
+
+    #[test]
+    fn no_more_lines_are_on_their_way_than_a_receiver_knows() {
+        let now = clock::now();
+        let (mut sender, mut receiver) = (Chat::new(), Chat::new());
+        for number in 1..=WINDOW {
+            assert_eq!(sender.say("x", now), Ok(number));
+        }
+        assert_eq!(sender.say("x", now), Err(TooManyLines));
+        // The oldest comes last, and is new all the same.
+        for number in (1..=WINDOW).rev() {
+            assert_eq!(receiver.hear(number, b"x"), Heard::New("x"), "{number}");
+        }
+        assert!(sender.got(2, now).is_some());
+        assert_eq!(sender.say("x", now), Err(TooManyLines), "line 1 is still on its way");
+        assert!(sender.got(1, now).is_some());
+        assert_eq!(sender.say("x", now), Ok(WINDOW + 1));
+        assert_eq!(sender.say("x", now), Ok(WINDOW + 2));
+        assert_eq!(sender.say("x", now), Err(TooManyLines));
+    }
+
+    #[test]
+    fn a_line_is_shown_once() {
+        let mut chat = Chat::new();
+        assert_eq!(chat.hear(10, b"a"), Heard::New("a"));
+        assert_eq!(chat.hear(10, b"a"), Heard::Duplicate);
+        assert_eq!(chat.hear(12, b"c"), Heard::New("c"));
+        assert_eq!(chat.hear(11, b"b"), Heard::New("b"));
+        assert_eq!(chat.hear(10, b"a"), Heard::Duplicate);
+        assert_eq!(chat.hear(12 + WINDOW, b"d"), Heard::New("d"));
+        assert_eq!(chat.hear(12, b"c"), Heard::TooOld);
+        assert_eq!(chat.hear(13, b"new"), Heard::New("new"));
+        let mut chat = Chat::new();
+        for number in [u32::MAX, 0, 1] {
+            assert_eq!(chat.hear(number, b"x"), Heard::New("x"), "numbers go round");
+        }
+        assert_eq!(chat.hear(u32::MAX, b"x"), Heard::Duplicate);
+    }
+
+    #[test]
+    fn only_short_utf8_is_heard() {
+        let mut chat = Chat::new();
+        assert_eq!(chat.hear(1, b"\xff"), Heard::Malformed);
+        assert_eq!(chat.hear(1, &[b'x'; LINE_LEN_MAX + 1]), Heard::Malformed);
+        // Their numbers have not been used up.
+        assert_eq!(chat.hear(1, &[b'x'; LINE_LEN_MAX]), Heard::New(&"x".repeat(LINE_LEN_MAX)));
+        assert_eq!(chat.hear(2, b""), Heard::New(""));
+    }
+
+    #[test]
+    fn long_texts_are_split_between_characters() {
+        assert_eq!(split_line("").count(), 0);
+        let text = format!("x{}", "ä".repeat(LINE_LEN_MAX));
+        let lengths: Vec<_> = split_line(&text).map(str::len).collect();
+        assert_eq!(lengths, [1023, 1024, 2]);
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_made_visible() {
+        for (text, shown) in [
+            ("plain 'text' \"and\" \\ more", "plain 'text' \"and\" \\ more"),
+            (
+                "naïve e\u{301} 日本\u{3000}語 हिन्दी 👋🏽 ❤\u{fe0f}",
+                "naïve e\u{301} 日本\u{3000}語 हिन्दी 👋🏽 ❤\u{fe0f}",
+            ),
+            ("\u{1b}[2J\u{1b}]0;title\u{7}", "␛[2J␛]0;title␇"),
+            ("a\rb\nc\td\0\u{8}\u{7f}", "a␍b␊c␉d␀␈␡"),
+            ("\u{9b}31m\u{85}", "<U+009B>31m<U+0085>"),
+            ("\u{202e}evil\u{2066}\u{2069}\u{200f}", "<U+202E>evil<U+2066><U+2069><U+200F>"),
+            ("\u{feff}\u{200b}\u{ad}\u{2028}\u{2029}", "<U+FEFF><U+200B><U+00AD><U+2028><U+2029>"),
+            ("\u{e0041}\u{e000}\u{10ffff}", "<U+E0041><U+E000><U+10FFFF>"),
+            ("می\u{200c}خواهم", "می\u{200c}خواهم"),
+        ] {
+            assert_eq!(for_terminal(text), shown);
+        }
+        assert_eq!(name_for_terminal("  al\u{200d}ice\n "), "al<U+200D>ice");
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_the_text_and_fit(text in "(?s).{0,2000}") {
+            let pieces: Vec<_> = split_line(&text).collect();
+            prop_assert!(pieces.iter().all(|it| !it.is_empty() && it.len() <= LINE_LEN_MAX));
+            prop_assert_eq!(pieces.concat(), text);
+        }
+
+        #[test]
+        fn nothing_that_steers_gets_through(text in "(?s).{0,200}") {
+            let shown = for_terminal(&text);
+            prop_assert!(!shown.chars().any(char::is_control), "{:?}", shown);
+            let steers = ['\u{202e}', '\u{202d}', '\u{2067}', '\u{2028}'];
+            prop_assert!(!shown.contains(steers));
+            prop_assert_eq!(for_terminal(&shown), shown, "once is enough");
+        }
+
+        #[test]
+        fn the_window_agrees_with_a_naive_one(numbers in proptest::collection::vec(0..300_u32, 0..400)) {
+            let mut seen = Seen::default();
+            let mut all = std::collections::HashSet::new();
+            let mut newest = None;
+            for number in numbers {
+                let old = newest.is_some_and(|newest: u32| number + WINDOW <= newest);
+                let expected = if old { None } else { Some(!all.contains(&number)) };
+                prop_assert_eq!(seen.see(number), expected);
+                all.insert(number);
+                newest = newest.max(Some(number));
+            }
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Members: what the servers say of them, the search for paths to them, and their tunnels.
+
+use super::chat::name_for_terminal;
+use super::counters::{DropReason, PathKind};
+use super::member::{Due, Member, Relay, Via};
+use super::receive::Source;
+use super::run::{MEMBERS_MAX, Run, random_number};
+use super::seal::{News, open};
+use super::send::{answer, encrypt};
+use super::tunnel::{BUFFER_LEN_MIN, Tick, Tunnel};
+use crate::runtime::event_loop::EventLoop;
+use crate::state::punch::Punch;
+use crate::state::punch::candidates::{Candidate, CandidateKind};
+use crate::state::punch::interface::{Action, Config, Introduction};
+use crate::state::punch::prospects::NatFacts;
+use crate::wire::peer::{Announcement, Kind, Message, Probe, ProbeKind};
+use crate::wire::rendezvous::{
+    Answer, Endpoints, MemberId, Refusal, Request, parse_answer, write_request,
+};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+impl Run {
+    /// A datagram of the rendezvous protocol.
+    pub(super) fn take_answer(
+        &mut self,
+        socket: u16,
+        from: SocketAddr,
+        datagram: &[u8],
+        events: &mut EventLoop,
+        now: Instant,
+    ) {
+        let Some(place) = self.meeting.place_at(socket, from) else {
+            return self.counters.drop(DropReason::UnknownSender, 1);
+        };
+        let Some(answer) = parse_answer(datagram) else {
+            return self.counters.drop(DropReason::Malformed, 1);
+        };
+        match answer {
+            Answer::Cookie { tx, cookie, endpoint } => {
+                if place.registration.on_cookie(tx, cookie, now) {
+                    place.seen = Some(endpoint);
+                }
+            }
+            Answer::Registered { tx, endpoint, refresh_s, relay, members, .. } => {
+                let was_in = place.registration.is_in();
+                let refresh = Duration::from_secs(u64::from(refresh_s));
+                if place.registration.on_registered(tx, refresh, now) {
+                    place.relay = relay;
+                    place.seen = Some(endpoint);
+                    if !was_in {
+                        log::info!("registered at {from}, seen as {endpoint}, {members} members");
+                    }
+                }
+            }
+            Answer::Refused { tx, reason } => {
+                if place.registration.on_refused(tx, now) {
+                    let why = match reason {
+                        Refusal::RoomsFull => "it has no place for another room",
+                        Refusal::RoomFull => "the room is full",
+                        Refusal::TooManyRequests => "too many requests from this address",
+                    };
+                    self.terminal.notice(&format!("{from} refuses: {why}; trying again"));
+                }
+            }
+            Answer::Introduce { introduction, start_ms, member, endpoints, sealed } => {
+                let relay = place.relay.then_some(Relay { socket, server: from });
+                self.outbox.add(socket, from, |bytes| {
+                    write_request(bytes, &Request::Introduced { introduction });
+                    true
+                });
+                let start = now + Duration::from_millis(u64::from(start_ms));
+                let news = (introduction, start);
+                self.introduced(member, endpoints, sealed, relay, news, events, now);
+            }
+            Answer::Gone { member } => {
+                if let Some(slot) = self.slot_of(member) {
+                    self.gone(slot, events);
+                }
+            }
+            Answer::Left { .. } => {}
+            Answer::Relayed { member, payload } => {
+                if self.slot_of(member).is_none() {
+                    return self.counters.drop(DropReason::UnknownSender, 1);
+                }
+                let source = Source::Relay(Relay { socket, server: from });
+                self.take_tunnelled(source, payload, events, now);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // The fields of one answer, and the loop's two.
+    fn introduced(
+        &mut self,
+        id: MemberId,
+        endpoints: Endpoints,
+        sealed: &[u8],
+        relay: Option<Relay>,
+        (introduction, start): (u64, Instant),
+        events: &mut EventLoop,
+        now: Instant,
+    ) {
+        let announcement = match open(&self.keys, id, sealed) {
+            Ok(announcement) => announcement,
+            Err(error) => return self.refuse_announcement(id, error.as_str(), now),
+        };
+        if !self.pins.allow(&super::identity::PublicKey(announcement.public_key)) {
+            return self.refuse_announcement(id, "its key is none of --peer-key", now);
+        }
+        let slot = match self.slot_of(id) {
+            Some(slot) => slot,
+            None => match self.admit(id, &announcement, relay.is_some(), events, now) {
+                Ok(slot) => slot,
+                Err(why) => return self.refuse_announcement(id, &why, now),
+            },
+        };
+        let mine = self.nat;
+        let Some(member) = self.member(slot) else { return };
+        if !member.is_news(introduction) {
+            return;
+        }
+        match member.newest.admit(&announcement) {
+            Ok(News::Newer | News::Same) => {}
+            Err(error) => return self.refuse_announcement(id, error.as_str(), now),
+        }
+        let own = announcement.endpoints.iter().map(|endpoint| (*endpoint, CandidateKind::Host));
+        let seen = endpoints.iter().map(|endpoint| (endpoint, CandidateKind::Seen));
+        let candidates: Vec<Candidate> =
+            own.chain(seen).map(|(endpoint, kind)| Candidate { endpoint, kind }).collect();
+        let theirs = NatFacts {
+            mapping: announcement.mapping,
+            filtering: announcement.filtering,
+            tries_hard: announcement.tries_hard,
+        };
+        member.relay = relay.filter(|_| announcement.relay).or(member.relay);
+        member.announcement = announcement;
+        member.is_registered = true;
+        member.introduced = now;
+        member.punch.introduce(&Introduction { candidates, mine, theirs, start }, now);
+        self.drive(slot, events, now);
+    }
+
+    fn refuse_announcement(&mut self, id: MemberId, why: &str, now: Instant) {
+        self.counters.announcements_refused.increment();
+        if let Some(more) = self.counters.trouble(now) {
+            let id = u64::from_be_bytes(id.0);
+            log::warn!("member {id:016x} is not talked to: {why} ({more} more lines)");
+        }
+    }
+
+    /// A place for a new member.
+    fn admit(
+        &mut self,
+        id: MemberId,
+        announcement: &Announcement,
+        has_relay: bool,
+        events: &mut EventLoop,
+        now: Instant,
+    ) -> Result<usize, String> {
+        let same_key = |it: &Option<Member>| {
+            it.as_ref().is_some_and(|old| old.announcement.public_key == announcement.public_key)
+        };
+        if let Some(old) = self.members.iter().position(same_key) {
+            // The same key under another id: it was started anew.
+            self.remove(old, "comes anew", events);
+        }
+        let slot = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
+        if slot >= MEMBERS_MAX {
+            return Err(format!("{MEMBERS_MAX} members are known"));
+        }
+        let theirs = super::identity::PublicKey(announcement.public_key);
+        let index = u32::try_from(slot).map_err(|_| "too many members".to_owned())?;
+        let tunnel = Tunnel::new(&self.handshakes, theirs, self.keys.preshared, index)
+            .map_err(|error| error.to_string())?;
+        let leads = self.handshakes.public().0 < announcement.public_key;
+        let punch = Punch::new(Config {
+            families: self.families(),
+            leads,
+            relay: has_relay && self.config.relay && announcement.relay,
+            keepalive: self.config.keepalive,
+            seed: random_number().ok_or("no random numbers")?,
+        });
+        let shown = name_for_terminal(&announcement.name);
+        let name = if shown.is_empty() { "somebody".to_owned() } else { shown };
+        let member = Member::new(id, announcement.clone(), name, punch, tunnel, leads, now);
+        match self.members.get_mut(slot) {
+            Some(place) => *place = Some(member),
+            None => self.members.push(Some(member)),
+        }
+        Ok(slot)
+    }
+
+    /// The server has it no more. If a path is there, that says more than the server.
+    fn gone(&mut self, slot: usize, events: &mut EventLoop) {
+        let Some(member) = self.member(slot) else { return };
+        member.is_registered = false;
+        if member.via == Via::Nowhere || member.via == Via::Relay {
+            self.remove(slot, "is gone", events);
+        }
+    }
+
+    /// Forgets a member.
+    pub(super) fn remove(&mut self, slot: usize, why: &str, events: &mut EventLoop) {
+        let Some(mut member) = self.members.get_mut(slot).and_then(Option::take) else {
+            return;
+        };
+        if let Some(serving) = &mut self.serving {
+            serving.forget(member.id, events, &self.counters);
+        }
+        self.forget_lines(&mut member);
+        if member.is_here {
+            self.counters.members.add(-1);
+            self.terminal.notice(&format!("{} {why}", member.name));
+        }
+        self.close_extra(None, events);
+    }
+
+    fn close_extra(&mut self, kept: Option<u16>, events: &mut EventLoop) {
+        if self.members.iter().flatten().any(|member| member.punch.is_trying_hard()) {
+            return;
+        }
+        let used: Vec<u16> = self
+            .members
+            .iter()
+            .flatten()
+            .filter_map(|member| match member.via {
+                Via::Direct(path) => Some(path.socket),
+                _ => None,
+            })
+            .chain(kept)
+            .collect();
+        self.network.close_extra(|number| used.contains(&number), events);
+    }
+
+    /// Does what is due towards a member.
+    pub(super) fn drive(&mut self, slot: usize, events: &mut EventLoop, now: Instant) {
+        loop {
+            let busy = self.members.iter().enumerate().any(|(other, it)| {
+                other != slot && it.as_ref().is_some_and(|member| member.punch.is_trying_hard())
+            });
+            let Some(member) = self.member(slot) else { return };
+            let id = member.id;
+            let Some(action) = member.punch.poll(now, !busy) else { break };
+            match action {
+                Action::Ping { socket, to, tx } => {
+                    let seen = (Ipv4Addr::UNSPECIFIED, 0).into();
+                    let (from, kind) = (self.me, ProbeKind::Ping);
+                    self.send_probe(socket, to, &Probe { kind, tx, from, to: id, seen });
+                }
+                Action::Path(path) => {
+                    let was = std::mem::replace(&mut member.via, Via::Nowhere);
+                    member.reached(Via::Direct(path), now);
+                    if !matches!(was, Via::Direct(old) if old.endpoint == path.endpoint) {
+                        self.counters.path(PathKind::Direct);
+                        self.show_path(slot, now);
+                    }
+                }
+                Action::Relay => {
+                    let was = member.via;
+                    member.reached(Via::Relay, now);
+                    if was != Via::Relay {
+                        self.counters.path(PathKind::Relay);
+                        self.show_path(slot, now);
+                    }
+                }
+                Action::Lost => {
+                    member.reached(Via::Nowhere, now);
+                    let is_registered = member.is_registered;
+                    self.show_path(slot, now);
+                    if !is_registered {
+                        return self.remove(slot, "is gone", events);
+                    }
+                }
+                Action::Failed => {
+                    self.counters.path(PathKind::Failed);
+                    self.show_failure(slot);
+                }
+                Action::Call => self.call(id),
+                Action::Open(count) => self.network.open_extra(count, events),
+                Action::Close(kept) => self.close_extra(kept, events),
+            }
+        }
+        let Some(member) = self.member(slot) else { return };
+        match member.poll(now) {
+            Some(Due::Handshake) => self.shake_hands(slot),
+            Some(Due::Greeting) => self.greet(slot, 0),
+            None => {}
+        }
+    }
+
+    fn call(&mut self, member: MemberId) {
+        let (room, token) = (self.keys.id, self.token);
+        for place in self.meeting.entered() {
+            let (Some(cookie), Some(tx)) = (place.registration.cookie(), random_number()) else {
+                continue;
+            };
+            self.outbox.add(place.socket, place.endpoint, |bytes| {
+                write_request(bytes, &Request::Call { tx, cookie, room, token, member });
+                true
+            });
+        }
+    }
+
+    /// Says how a member is reached now.
+    pub(super) fn show_path(&mut self, slot: usize, now: Instant) {
+        let Some(member) = self.members.get(slot).and_then(Option::as_ref) else { return };
+        let name = &member.name;
+        match member.via {
+            Via::Direct(path) => {
+                let after = now.saturating_duration_since(member.introduced).as_millis();
+                log::info!(
+                    "path to {name}: direct via {}, {after} ms after the introduction",
+                    path.endpoint
+                );
+            }
+            Via::Relay => log::info!("path to {name}: relay"),
+            Via::Nowhere => log::info!("path to {name}: none"),
+        }
+    }
+
+    fn show_failure(&mut self, slot: usize) {
+        let Some(member) = self.members.get(slot).and_then(Option::as_ref) else { return };
+        let name = &member.name;
+        let text = format!(
+            "no path to {name}: these two NATs cannot be punched; start the server with --relay, or \
+             both sides with --hard"
+        );
+        self.terminal.notice(&text);
+    }
+
+    pub(super) fn send_probe(&mut self, socket: u16, to: SocketAddr, probe: &Probe) {
+        self.probes.write(&mut self.probe_buffer, probe);
+        self.counters.probes_sent.increment();
+        let bytes = &self.probe_buffer;
+        self.outbox.add(socket, to, |out| {
+            out.extend_from_slice(bytes);
+            true
+        });
+    }
+
+    pub(super) fn send_bytes(&mut self, socket: u16, to: SocketAddr, bytes: &[u8]) {
+        self.outbox.add(socket, to, |out| {
+            out.extend_from_slice(bytes);
+            true
+        });
+    }
+
+    fn shake_hands(&mut self, slot: usize) {
+        let mut bytes = [0; BUFFER_LEN_MIN];
+        let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut) else { return };
+        let to = way(member);
+        if let (Some(to), Some(datagram)) = (to, member.tunnel.start_handshake(true, &mut bytes)) {
+            answer(&mut self.outbox, to, member.id, datagram);
+        }
+    }
+
+    /// Tells a member our name; `number` 0 asks for its own.
+    pub(super) fn greet(&mut self, slot: usize, number: u32) {
+        let name = self.config.name.clone();
+        let message = Message { kind: Kind::Here, number, body: name.as_bytes() };
+        self.send_message(slot, &message);
+    }
+
+    pub(super) fn say_bye(&mut self, slot: usize) {
+        if self.members.get(slot).and_then(Option::as_ref).is_some_and(|member| member.is_here) {
+            self.send_message(slot, &Message { kind: Kind::Bye, number: 0, body: &[] });
+        }
+    }
+
+    pub(super) fn send_message(&mut self, slot: usize, message: &Message<'_>) -> bool {
+        encrypt(&mut self.members, &mut self.outbox, &self.counters, slot, message)
+    }
+
+    /// WireGuard's timers.
+    pub(super) fn tick_tunnel(&mut self, slot: usize, now: Instant) {
+        let mut bytes = [0; BUFFER_LEN_MIN];
+        let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut) else { return };
+        let to = way(member);
+        match member.tunnel.tick(&mut bytes) {
+            Tick::Send(datagram) => {
+                if let Some(to) = to {
+                    answer(&mut self.outbox, to, member.id, datagram);
+                }
+            }
+            Tick::Expired => member.expired(now),
+            Tick::Nothing => {}
+        }
+    }
+}
+
+/// How a member is reached, as where an answer would go.
+fn way(member: &Member) -> Option<Source> {
+    match (member.via, member.relay) {
+        (Via::Direct(path), _) => Some(Source::Direct { socket: path.socket, from: path.endpoint }),
+        (Via::Relay, Some(relay)) => Some(Source::Relay(relay)),
+        _ => None,
+    }
+}

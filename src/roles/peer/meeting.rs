@@ -1,0 +1,204 @@
+//! The rendezvous servers: a registration at each of them, over each family in which it can be
+//! reached. Two members meet if they share one server that works.
+
+use super::Server;
+use super::network::{IPV4, IPV6, Network};
+use crate::runtime::clock;
+use crate::runtime::errands::Errands;
+use crate::runtime::queue::{self, Receiver, Sender, Wake};
+use crate::state::registration::{Registration, Step};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// getaddrinfo(3) with its plug-ins uses more stack than our own code.
+const STACK: usize = 256 * 1024;
+/// Lookups that may wait: one for each server.
+const LOOKUPS_MAX: usize = 16;
+/// A name is looked up again at most so often.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// What the resolver said of a server.
+pub(super) struct Looked {
+    server: usize,
+    found: io::Result<Vec<SocketAddr>>,
+}
+
+/// A registration at one server over one socket.
+pub(super) struct Place {
+    server: usize,
+    /// The socket.
+    pub(super) socket: u16,
+    /// The server's endpoint.
+    pub(super) endpoint: SocketAddr,
+    /// How far it is.
+    pub(super) registration: Registration,
+    /// The server carries datagrams between members.
+    pub(super) relay: bool,
+    /// Where the server sees us.
+    pub(super) seen: Option<SocketAddr>,
+}
+
+pub(super) struct Meeting {
+    servers: Vec<Server>,
+    next_lookup: Vec<Instant>,
+    errands: Errands,
+    answers: Sender<Looked>,
+    looked: Receiver<Looked>,
+    places: Vec<Place>,
+}
+
+/// Asks the system's resolver now, and waits for it.
+pub(super) fn resolve(server: &Server) -> io::Result<Vec<SocketAddr>> {
+    Ok((server.host.as_str(), server.port).to_socket_addrs()?.collect())
+}
+
+impl Meeting {
+    /// Starts looking the servers up.
+    pub(super) fn start(servers: &[Server], wake: &Wake) -> io::Result<Meeting> {
+        let (answers, looked) = queue::bounded(LOOKUPS_MAX, wake);
+        let now = clock::now();
+        let mut meeting = Meeting {
+            servers: servers.to_vec(),
+            next_lookup: vec![now; servers.len()],
+            errands: Errands::start("peer:lookup", LOOKUPS_MAX, STACK)?,
+            answers,
+            looked,
+            places: Vec::new(),
+        };
+        for server in 0..meeting.servers.len() {
+            meeting.look_up(server, now);
+        }
+        Ok(meeting)
+    }
+
+    fn look_up(&mut self, index: usize, now: Instant) {
+        let (Some(server), Some(next)) = (self.servers.get(index), self.next_lookup.get_mut(index))
+        else {
+            return;
+        };
+        if now < *next {
+            return;
+        }
+        *next = now + LOOKUP_INTERVAL;
+        let (server, answers) = (server.clone(), self.answers.clone());
+        self.errands.send(move || {
+            // The main thread has ended when it takes no more.
+            let _ = answers.send(Looked { server: index, found: resolve(&server) });
+        });
+    }
+
+    /// Takes what the resolver has said. Returns whether there are new places.
+    pub(super) fn listen_to_lookups(&mut self, network: &Network, now: Instant) -> bool {
+        let mut is_new = false;
+        let answers: Vec<Looked> = self.looked.drain().collect();
+        for Looked { server, found } in answers {
+            match found {
+                Ok(found) => {
+                    for socket in [IPV4, IPV6] {
+                        is_new |= self.settle(server, socket, &found, network, now);
+                    }
+                }
+                Err(error) => {
+                    if let Some(server) = self.servers.get(server) {
+                        log::warn!("cannot resolve {server}: {error}");
+                    }
+                }
+            }
+        }
+        is_new
+    }
+
+    /// A server's place over one socket: at the first address, or another one if that is silent.
+    fn settle(
+        &mut self,
+        server: usize,
+        socket: u16,
+        found: &[SocketAddr],
+        network: &Network,
+        now: Instant,
+    ) -> bool {
+        let mut fits =
+            found.iter().copied().filter(|address| network.number_for(*address) == Some(socket));
+        let place =
+            self.places.iter_mut().find(|place| place.server == server && place.socket == socket);
+        let Some(place) = place else {
+            let Some(endpoint) = fits.next() else {
+                return false;
+            };
+            self.places.push(Place {
+                server,
+                socket,
+                endpoint,
+                registration: Registration::new(now),
+                relay: false,
+                seen: None,
+            });
+            return true;
+        };
+        if !place.registration.is_silent() {
+            return false;
+        }
+        let addresses: Vec<SocketAddr> = fits.collect();
+        let current = addresses.iter().position(|address| *address == place.endpoint);
+        let next = current.map_or(0, |current| (current + 1) % addresses.len().max(1));
+        if let Some(endpoint) = addresses.get(next).filter(|next| **next != place.endpoint) {
+            place.endpoint = *endpoint;
+            place.registration.restart(now);
+        }
+        false
+    }
+
+    /// What is due: which place, and what to send there.
+    pub(super) fn poll(&mut self, now: Instant, random: u64) -> Option<(u16, SocketAddr, Step)> {
+        for at in 0..self.places.len() {
+            let place = self.places.get_mut(at)?;
+            if let Some(step) = place.registration.poll(now, random) {
+                let (socket, endpoint, server) = (place.socket, place.endpoint, place.server);
+                if place.registration.is_silent() {
+                    self.look_up(server, now);
+                }
+                return Some((socket, endpoint, step));
+            }
+        }
+        None
+    }
+
+    /// When [`Meeting::poll`] has something to say again.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let unresolved = (0..self.servers.len())
+            .filter(|server| self.places.iter().all(|place| place.server != *server))
+            .filter_map(|server| self.next_lookup.get(server).copied());
+        self.places.iter().map(|place| place.registration.next_deadline()).chain(unresolved).min()
+    }
+
+    /// Looks up again what could not be resolved.
+    pub(super) fn retry_lookups(&mut self, now: Instant) {
+        for server in 0..self.servers.len() {
+            if self.places.iter().all(|place| place.server != server) {
+                self.look_up(server, now);
+            }
+        }
+    }
+
+    /// The place that a datagram came from.
+    pub(super) fn place_at(&mut self, socket: u16, from: SocketAddr) -> Option<&mut Place> {
+        self.places.iter_mut().find(|place| place.socket == socket && place.endpoint == from)
+    }
+
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// Where to ask for things besides the registration: the places that have us in the room.
+    pub(super) fn entered(&self) -> impl Iterator<Item = &Place> {
+        self.places.iter().filter(|place| place.registration.is_in())
+    }
+
+    /// Something changed that the others should know.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        for place in &mut self.places {
+            place.registration.hurry(now);
+        }
+    }
+}

@@ -21,6 +21,10 @@ ROLES = {
         "bulk": "1 flow W=128 1200 B",
         "8x32": "8 flows W=32 1200 B",
     },
+    "rendezvous": {
+        "256x1": "256 ports W=1",
+        "64x16": "64 ports W=16",
+    },
 }
 IDLE = "1000 idle clients"
 DIRECT = "direct"
@@ -37,6 +41,8 @@ POOL_P50_RATIO_MAX = {"plain": 5.7, "TLS": 7.9}
 POOL_LOST_PERCENT_MAX = 0.5
 # One order of magnitude.
 POOL_FLOOD_RATIO_MIN = 10
+# STUN bindings per CPU second, coturn's being 1.
+STUN_PER_CPU_RATIO_MIN = 2
 # More than this, of one core, used by others before we begin spoils the figures.
 BUSY_PERCENT_MAX = 10
 COLOURS = ["#888888", "#0b6e4f", "#6bbf59", "#c8553d", "#f28f3b", "#3d5a80", "#98c1d9"]
@@ -188,7 +194,7 @@ def table(rows, idle, floods):
                 named = {
                     "corrupt": "answers were wrong",
                     "unexpected": "answers came twice or after 200 ms",
-                    "echo_drops": "datagrams were lost by the echo server, not by the path",
+                    "echo_drops": "datagrams were lost by the server that answers, not by the path",
                 }[what]
                 text.append(f"note: {row['title']}, {row['path']}: {row[what]} {named}")
     return "\n".join(text)
@@ -234,6 +240,33 @@ def pool_bar(rows, floods):
                 f"one-way flood, {mode}, pool 8: {ours:,.0f} datagrams/s delivered, python "
                 f"{theirs:,.0f} (at least {POOL_FLOOD_RATIO_MIN} times)",
             )
+    return points
+
+
+def rendezvous_bar(rows):
+    """The bar's points for STUN: bindings per CPU second beside coturn's."""
+    points = []
+    cpu = {(row["workload"], row["path"]): row["server_cpu_us_per_rt"] for row in rows}
+    for row in rows:
+        if row["path"] != "udpferry":
+            continue
+        theirs = cpu.get((row["workload"], "coturn"))
+        if theirs is not None and row["server_cpu_us_per_rt"] > 0:
+            ours = row["server_cpu_us_per_rt"]
+            points.append(
+                {
+                    "passed": theirs / ours >= STUN_PER_CPU_RATIO_MIN,
+                    "text": f"{row['title']}: {1e6 / ours:,.0f} bindings per CPU second, coturn "
+                    f"{1e6 / theirs:,.0f}: {theirs / ours:.2f} times "
+                    f"(at least {STUN_PER_CPU_RATIO_MIN})",
+                }
+            )
+        points.append(
+            {
+                "passed": row["corrupt"] == 0 and row["lost"] == 0,
+                "text": f"{row['title']}: {row['lost']} lost, {row['corrupt']} wrong (none)",
+            }
+        )
     return points
 
 
@@ -355,7 +388,11 @@ def main():
         raise SystemExit("nothing was measured")
     idle = idle_rows(runs)
     floods = flood_rows(runs, paths)
-    points = pool_bar(rows, floods) if args.role == "pool" else bar(rows, idle)
+    points = {
+        "udpgw": lambda: bar(rows, idle),
+        "pool": lambda: pool_bar(rows, floods),
+        "rendezvous": lambda: rendezvous_bar(rows),
+    }[args.role]()
     machine = {
         "processor": processor(),
         "cores": os.cpu_count(),

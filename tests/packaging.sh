@@ -398,6 +398,27 @@ pool_init_tests() {
 	service=udpferry-udpgw
 	rm -rf "$root" "$scratch"/log/*
 }
+rendezvous_init_tests() {
+	local pid pidfile=$scratch/udpferry-rendezvous.pid log=$scratch/log/rendezvous.log
+	root=$scratch/init-rendezvous-$shell
+	config=$scratch/rendezvous.conf
+	mkdir -p "$root"
+	install --root "$root" --binary "$binary" --sysv
+	service=udpferry-rendezvous
+	check "$shell init: the shipped configuration of $service is valid" "$shell" -n "$root/etc/default/$service"
+	configure "$config" "$pidfile" 'UDPFERRY_LISTEN_ADDR="127.0.0.1:0 [::1]:0"' "UDPFERRY_LOG_FILE='$log'"
+	expect start 0 "start of $service"
+	pid=$(head -n 1 "$pidfile")
+	check "$shell init: $service runs its role" contains "$(tr '\0' ' ' <"/proc/$pid/cmdline")" "udpferry rendezvous "
+	expect status 0 "status of $service"
+	mv "$log" "$log.1"
+	expect reload 0 "reload of $service"
+	check "$shell init: $service reopens the log file" eventually test -e "$log"
+	expect stop 0 "stop of $service"
+	check "$shell init: $service has ended" eventually not alive "$pid"
+	service=udpferry-udpgw
+	rm -rf "$root" "$scratch"/log/*
+}
 pool_configure() { # PIDFILE LINE...
 	configure "$config" "$@" 'UDPFERRY_BIND_ADDRESS="127.0.0.1"' 'UDPFERRY_BIND_PORT="0"' \
 		'UDPFERRY_NO_TLS="1"' "UDPFERRY_LOG_FILE='$scratch/log/pool.log'"
@@ -486,6 +507,7 @@ for shell in dash bash; do
 	installer_tests
 	init_tests
 	pool_init_tests
+	rendezvous_init_tests
 done
 unit_tests
 config_tests

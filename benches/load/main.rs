@@ -13,6 +13,7 @@ mod idle;
 mod link;
 mod load;
 mod process;
+mod stun;
 mod window;
 
 use mio::unix::SourceFd;
@@ -40,6 +41,8 @@ load load --echo ADDR [--gateway ADDR | --tunnel ADDR] [--clients N] [--flows N]
     else it talks to the echo server itself. CPU times and sizes are those of the pids.
 load flood --sink ADDR --to ADDR [--payload BYTES] [--seconds S]
     Sends to ADDR as fast as it can, and counts what arrives at the sink. Prints JSON.
+load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--server-pids PID,PID]
+    Keeps N STUN Binding requests in flight from each of N ports, verifies each answer, prints JSON.
 load idle ADDR N --echo ADDR
     Opens N udpgw clients, carries one datagram through each, prints `ready`, and holds them until
     stdin ends.
@@ -122,6 +125,18 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             flood::run(sink, to, payload_len, duration)
         }
+        "stun" => {
+            let workload = stun::Workload {
+                server: args.value_from_str("--to")?,
+                ports: or(&mut args, "--ports", 64)?,
+                window: or(&mut args, "--window", 16)?,
+                warm_up: seconds(or(&mut args, "--warm-up", 0.5)?)?,
+                duration: seconds(or(&mut args, "--seconds", 3.0)?)?,
+                server_pids: pids(&mut args, "--server-pids")?,
+            };
+            nothing_left(args)?;
+            stun::run(&workload)
+        }
         "idle" => {
             let echo = args.value_from_str("--echo")?;
             let gateway: SocketAddr = args.free_from_str()?;
@@ -129,7 +144,7 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             idle::run(gateway, echo, clients)
         }
-        other => Err(Failure::Usage(format!("no tool {other}: echo, load, flood or idle"))),
+        other => Err(Failure::Usage(format!("no tool {other}: echo, load, flood, stun or idle"))),
     }
 }
 

@@ -143,6 +143,12 @@ mod tests {
         slots.move_to_back(7, 0);
     }
 
+    fn without(lists: &mut [Vec<Slot>], slot: Slot) {
+        for list in lists {
+            list.retain(|other| *other != slot);
+        }
+    }
+
     proptest! {
         /// Against plain lists.
         #[test]
@@ -155,11 +161,11 @@ mod tests {
                 match (kind, chosen) {
                     (1, Some(slot)) => {
                         prop_assert!(slots.remove(slot).is_some());
-                        lists.iter_mut().for_each(|list| list.retain(|other| *other != slot));
+                        without(&mut lists, slot);
                     }
                     (2, Some(slot)) => {
                         slots.move_to_back(slot, queue);
-                        lists.iter_mut().for_each(|list| list.retain(|other| *other != slot));
+                        without(&mut lists, slot);
                         lists[queue].push(slot);
                     }
                     _ => {

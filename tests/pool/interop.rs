@@ -3,9 +3,7 @@
 
 use crate::pair::{Endpoint, Pki, Protection, Side, payload, words};
 use crate::support::programs::{Process, await_listener, python_package};
-use crate::support::{
-    Echo, PATIENCE, Scratch, UDPFERRY, await_some, free_port, receive_from, remote,
-};
+use crate::support::{Echo, PATIENCE, Scratch, await_some, free_port, receive_from, remote};
 use nix::sys::signal::Signal;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;

@@ -32,7 +32,9 @@ fn stops_within_a_quarter_of_a_second_under_load() {
     assert!(busy.is_some());
     let (status, took) = server.service.stop();
     stop.store(true, Ordering::Relaxed);
-    loads.into_iter().for_each(|load| load.join().unwrap());
+    for load in loads {
+        load.join().unwrap();
+    }
     assert!(status.success());
     assert!(took < Duration::from_millis(250), "{took:?}");
     drop(members);

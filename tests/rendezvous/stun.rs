@@ -61,6 +61,22 @@ fn ipv6_and_the_second_port_are_served_and_wildcards_answer_from_where_they_were
 }
 
 #[test]
+fn two_ports_of_an_address_have_one_second_port() {
+    let (port, other, stun) = (free_udp_port(), free_udp_port(), free_udp_port());
+    let also = format!("--listen-addr=127.0.0.1:{other}");
+    let stun_port = format!("--stun-port={stun}");
+    for more in [vec![], vec!["--alternate-addr=127.0.0.2"]] {
+        let args = [vec![also.as_str(), stun_port.as_str()], more].concat();
+        let _server = Server::start_on(([127, 0, 0, 1], port).into(), &args);
+        for port in [port, other, stun] {
+            let socket = socket_to(([127, 0, 0, 1], port).into());
+            socket.send(&request(|_| {})).unwrap();
+            assert_eq!(Message::parse(&receive(&socket)).unwrap().class, Class::Success);
+        }
+    }
+}
+
+#[test]
 fn fingerprint_and_software_only_when_asked_for() {
     let server = Server::start(&["--software"]);
     let socket = socket_to(server.address);

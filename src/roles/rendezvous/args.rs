@@ -7,7 +7,7 @@ use crate::cli::table::{Command, Opt, Takes};
 use crate::cli::values::{buffer_size, count, duration, endpoint, number, size};
 use crate::net::udp::Buffers;
 use crate::state::pairing::PairingLimits;
-use crate::state::registry::{Limits, RelayRates};
+use crate::state::registry::limits::{Limits, RelayRates};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use crate::net::sys::mmsg::send::SendReport;
 use crate::runtime::metrics::{Counter, Gauge, Registry};
-use crate::state::registry::NotRelayed;
+use crate::state::registry::outcome::NotRelayed;
 use crate::wire::rendezvous::Refusal;
 use std::sync::Arc;
 
@@ -190,8 +190,6 @@ impl Counters {
     pub(super) fn sent(&self, report: &SendReport) {
         self.answers.add(report.sent as u64);
         self.bytes_sent.add(report.sent_bytes as u64);
-        self.dropped(DropReason::SendBufferFull, report.blocked);
-        self.dropped(DropReason::SendFailed, report.failed);
     }
 
     /// One line for whoever asks how it goes.

@@ -10,7 +10,8 @@ use crate::error::Error;
 use crate::runtime::metrics;
 use crate::state::contact::Contact;
 use crate::state::pairing::{Pairing, Partner};
-use crate::state::registry::{Notice, Registry};
+use crate::state::registry::Registry;
+use crate::state::registry::outcome::Notice;
 use crate::state::source_rate::SourceRate;
 use crate::state::token_bucket::LogGate;
 use crate::wire::{rendezvous, stun};
@@ -110,7 +111,7 @@ impl Desk {
     /// Sends what has been answered.
     pub(super) fn send(&mut self, now: Instant) {
         if let Some(error) = self.outbox.send(&self.sockets, &self.counters) {
-            self.tell(now, || format!("{}: {error}", Outbox::REFUSED.label()));
+            self.tell(now, || format!("{}: {error}", DropReason::SendFailed.label()));
         }
     }
 

@@ -42,7 +42,7 @@ use crate::error::Error;
 use crate::net::udp::Buffers;
 use crate::runtime::metrics::{FamilyInfo, Registry};
 use crate::state::pairing::PairingLimits;
-use crate::state::registry::Limits;
+use crate::state::registry::limits::Limits;
 use counters::Counters;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -61,13 +61,12 @@ impl Outbox {
                 socket.stop_segmentation();
             }
             counters.sent(&report);
+            counters.dropped(DropReason::SendBufferFull, report.blocked);
+            counters.dropped(DropReason::SendFailed, report.failed);
             refusal = report.last_error.or(refusal);
         }
         self.bytes.clear();
         self.ready.clear();
         refusal
     }
-
-    /// The reason under which a refusal counts.
-    pub(super) const REFUSED: DropReason = DropReason::SendFailed;
 }

@@ -5,7 +5,8 @@ use super::counters::{Asked, DropReason};
 use super::desk::Desk;
 use crate::net::random;
 use crate::state::contact::Contact;
-use crate::state::registry::{Called, Entry, Notice};
+use crate::state::registry::Entry;
+use crate::state::registry::outcome::{Called, Notice};
 use crate::wire::rendezvous::{
     Answer, Cookie, MemberId, RELAY_HEADER_LEN, Request, RoomId, Token, parse_request, write_answer,
 };

@@ -29,14 +29,19 @@ impl Sockets {
     /// IPv6 ones where it is switched off, are left out.
     pub(super) fn open(config: &Config) -> Result<Sockets, Error> {
         let mut opened = Sockets { sockets: Vec::new(), corners: Vec::new() };
+        // Two ports of one address have one second port between them.
+        let mut second_ports = Vec::new();
         for address in &config.listen {
             let alternate = config.alternates.iter().find(|(primary, _)| primary == address);
             match (alternate, config.stun_port) {
                 (Some((_, other)), Some(stun_port)) => {
                     opened.open_corners(config, *address, *other, stun_port)?;
+                    second_ports.push(SocketAddr::new(address.ip(), stun_port));
                 }
                 (_, stun_port) => {
                     let second = stun_port.map(|port| SocketAddr::new(address.ip(), port));
+                    let second = second.filter(|second| !second_ports.contains(second));
+                    second_ports.extend(second);
                     for address in [Some(*address), second].into_iter().flatten() {
                         match bind(config, address) {
                             Ok(socket) => opened.push(socket, None),

@@ -4,15 +4,17 @@
 //! order of their last refresh and introductions in a queue for each repeat, so that the next
 //! deadline is at hand, and a refresh takes no memory.
 
-mod introductions;
-
-pub use introductions::REPEATS;
+pub mod introductions;
+pub mod limits;
+pub mod outcome;
 
 use super::contact::Contact;
 use super::slots::{Slot, Slots};
 use super::token_bucket::TokenBucket;
 use crate::wire::rendezvous::{Endpoints, MemberId, Refusal, RoomId};
 use introductions::Introductions;
+use limits::Limits;
+use outcome::{Called, NotRelayed, Notice};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -25,30 +27,6 @@ const RELAY_BURST_MIN: u32 = 65_536;
 
 /// Notices of one [`Registry::tend`], about: more wait for the next.
 const NOTICES_PER_TEND: usize = 256;
-
-/// How much there may be of everything.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Rooms.
-    pub rooms_max: usize,
-    /// Members of a room, at most 255.
-    pub members_max: usize,
-    /// Introductions that wait for their acknowledgement; further ones are sent once.
-    pub introductions_max: usize,
-    /// How long a member lasts without a refresh.
-    pub expiry: Duration,
-    /// Bytes in a second that are relayed in a room and in all.
-    pub relay: RelayRates,
-}
-
-/// Bytes in a second.
-#[derive(Debug, Clone, Copy)]
-pub struct RelayRates {
-    /// Of a room.
-    pub room: u32,
-    /// Of all rooms.
-    pub total: u32,
-}
 
 /// What a client registers.
 #[derive(Debug, Clone, Copy)]
@@ -63,55 +41,6 @@ pub struct Entry<'a> {
     pub rtt_ms: u16,
     /// Its announcement.
     pub sealed: &'a [u8],
-}
-
-/// What is to be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notice {
-    /// To one member of another. The slots are those of the registry until it is changed.
-    Introduce {
-        /// The introduction's number.
-        introduction: u64,
-        /// Milliseconds until the first probe shall be sent.
-        start_ms: u16,
-        /// Who is told.
-        to: Slot,
-        /// Of whom.
-        about: Slot,
-    },
-    /// A member is gone.
-    Gone {
-        /// Who is told, over one family or both.
-        to: [Option<Contact>; 2],
-        /// Who is gone.
-        member: MemberId,
-    },
-}
-
-/// What became of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Called {
-    /// Both are introduced to each other.
-    Introduced,
-    /// They are being introduced already.
-    Pending,
-    /// The called one is not in the room.
-    NotThere,
-    /// The caller is not in the room.
-    NotAMember,
-}
-
-/// Why a datagram is not relayed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotRelayed {
-    /// It comes from no member's endpoint.
-    NotAMember,
-    /// It is for nobody in the sender's room.
-    NotThere,
-    /// The room has used up its rate.
-    RoomRate,
-    /// All rooms together have.
-    TotalRate,
 }
 
 /// Rooms and their members.

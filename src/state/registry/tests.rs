@@ -1,3 +1,5 @@
+use super::introductions::REPEATS;
+use super::limits::RelayRates;
 use super::*;
 use std::net::Ipv4Addr;
 

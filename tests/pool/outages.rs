@@ -226,6 +226,35 @@ fn half_a_frame_at_the_end_is_dropped() {
     assert_eq!(server.metric("datagrams_total{direction=\"to-udp\"}"), 1);
 }
 
+/// The server reads the session id, hears of the end with it, and must still see that end.
+#[test]
+fn a_connection_that_says_everything_at_once_and_ends_leaves_nothing_behind() {
+    let echo = Echo::start();
+    for framing in ["pool", "mullvad"] {
+        let args = [PLAIN, "--session-grace=0", "--framing", framing];
+        let server = Side::server(echo.address, &args);
+        let mut raws: Vec<_> = (0..20)
+            .map(|_| {
+                let mut raw = Raw::connect(server.address);
+                let mut all = new_session().bytes().to_vec();
+                if framing == "mullvad" {
+                    all.clear();
+                }
+                all.extend([0, 2, b'h', b'i']);
+                std::io::Write::write_all(&mut raw.stream, &all).unwrap();
+                raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+                raw
+            })
+            .collect();
+        for raw in &mut raws {
+            assert!(raw.is_closed(), "{framing}: the server never sees the end");
+        }
+        server.await_metric("datagrams_total{direction=\"to-udp\"}", 20);
+        server.await_metric("connections", 0);
+        server.await_metric("sessions", 0);
+    }
+}
+
 #[test]
 fn a_target_that_is_not_there_closes_no_session() {
     // A port that was free a moment ago.

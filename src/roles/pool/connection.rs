@@ -9,7 +9,7 @@ use crate::net::random;
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::Acceptor;
 use crate::runtime::clock;
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::wire::pool::{SESSION_ID_LEN, SessionId, is_client_hello};
 use mio::Interest;
@@ -218,22 +218,15 @@ impl Connection {
 
     /// Waits for the main thread; `None` when it refuses.
     fn await_session(&mut self) -> Option<Begin> {
-        let mut stream = None;
         loop {
             self.events.wait(None).ok()?;
-            while let Some((token, readiness)) = self.events.next_ready() {
-                if token == STREAM {
-                    stream = Some(readiness);
-                    continue;
-                }
-                if self.orders.is_closed() {
-                    return None;
-                }
-                if let Some(begin) = self.orders.drain().next() {
-                    let ready = stream.unwrap_or(Readiness::READABLE);
-                    self.events.again(STREAM, ready);
-                    return Some(begin);
-                }
+            // Whatever the stream says meanwhile, the link looks at it first of all.
+            while self.events.next_ready().is_some() {}
+            if self.orders.is_closed() {
+                return None;
+            }
+            if let Some(begin) = self.orders.drain().next() {
+                return Some(begin);
             }
         }
     }

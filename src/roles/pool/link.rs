@@ -90,8 +90,8 @@ impl Link {
         events: &mut EventLoop,
         is_stopped: impl Fn() -> bool,
     ) -> LinkEnd {
-        // What arrived before this will not be told again.
-        events.again(STREAM, Readiness { readable: true, writable: true, read_closed: false });
+        // What arrived before this will not be told again, the end included.
+        events.again(STREAM, Readiness { readable: true, writable: true, read_closed: true });
         events.again(WAKE, Readiness::READABLE);
         let end = loop {
             if let Err(end) = self.round(events, &is_stopped) {

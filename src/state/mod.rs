@@ -6,4 +6,5 @@ pub mod backoff;
 pub mod flow_table;
 pub mod link_choice;
 pub mod port_pool;
+pub mod redial;
 pub mod token_bucket;

@@ -7,7 +7,7 @@ use super::link::{Sink, WAKE as LINK_WAKE};
 use super::lookup::{self, Lookup};
 use super::server::Tells;
 use super::session::hand_over;
-use super::uplink::{Route, Tls, Uplink, Word};
+use super::uplink::{Route, Tls, Uplink, WORDS_MAX, Word};
 use super::{Activity, ClientConfig, ClientTls, Framing, Shared};
 use crate::error::Error;
 use crate::net::random;
@@ -41,6 +41,9 @@ const WAITING_LEN_MAX: usize = 1 << 20;
 /// How often idle sessions are looked for, at most.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often uplinks are told that a session without connections has something to send, at most.
+const NEED_INTERVAL: Duration = Duration::from_millis(250);
+
 /// Word from the uplinks.
 #[derive(Debug)]
 pub(super) enum ToMain {
@@ -64,6 +67,8 @@ struct Session {
     activity: Arc<Activity>,
     /// Datagrams on their way out, or waiting for the first connection.
     batch: Batch,
+    /// When the uplinks may be told again that they are needed.
+    next_need: Instant,
 }
 
 struct Client {
@@ -258,16 +263,26 @@ impl Client {
         self.dispatch(last, &shared, now);
     }
 
-    /// Hands a session's batch over, once it has a connection.
+    /// Hands a session's batch over, or asks for a connection that takes it.
     fn dispatch(&mut self, endpoint: Option<SocketAddr>, shared: &Shared, now: Instant) {
         let session = endpoint.and_then(|endpoint| self.sessions.get_mut(&endpoint));
-        if let Some(session) = session.filter(|session| !session.links.is_empty()) {
-            if !session.batch.is_empty() {
-                let batch = std::mem::take(&mut session.batch);
-                hand_over(shared, &mut session.links, batch, now);
-                session.batch = new_batch(&shared.buffers);
+        let Some(session) = session.filter(|session| !session.batch.is_empty()) else {
+            return;
+        };
+        if session.links.is_empty() {
+            if now >= session.next_need {
+                session.next_need = now + NEED_INTERVAL;
+                let uplinks = session.uplinks.iter().filter_map(|serial| self.uplinks.get(serial));
+                // One that has not looked yet need not be told twice.
+                for uplink in uplinks.filter(|uplink| uplink.words.waiting() == 0) {
+                    let _ = uplink.words.send(Word::Needed);
+                }
             }
+            return;
         }
+        let batch = std::mem::take(&mut session.batch);
+        hand_over(shared, &mut session.links, batch, now);
+        session.batch = new_batch(&shared.buffers);
     }
 
     fn open_session(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
@@ -304,6 +319,8 @@ impl Client {
             links: Links::new(self.route.queue_datagrams_max),
             activity: Arc::clone(&activity),
             batch: new_batch(&self.route.shared.buffers),
+            // The first attempts are under way.
+            next_need: now + NEED_INTERVAL,
         };
         for _ in 0..self.config.pool_size {
             match self.start_uplink(id, endpoint, &activity) {
@@ -330,7 +347,7 @@ impl Client {
         self.uplinks_started += 1;
         let events = EventLoop::new()?;
         let wake = Wake::new(events.waker(LINK_WAKE)?);
-        let (word_sender, words) = queue::bounded(1, &wake);
+        let (word_sender, words) = queue::bounded(WORDS_MAX, &wake);
         let uplink = Uplink {
             route: Arc::clone(&self.route),
             serial,

@@ -123,7 +123,7 @@ impl Connection {
             begin.activity,
         );
         let orders = self.orders;
-        let end = link.serve(&mut self.events, || orders.is_closed());
+        let end = link.serve(&mut self.events, || orders.is_closed()).end;
         self.shared.counters.connections.add(-1);
         self.shared.counters.link_down(&end);
         match end {

@@ -44,6 +44,14 @@ impl Workbench {
     }
 }
 
+/// How a connection's work ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) end: LinkEnd,
+    /// Whether a whole datagram has come over it.
+    pub(super) has_received: bool,
+}
+
 /// A connection of a session.
 pub(super) struct Link {
     shared: Arc<Shared>,
@@ -57,6 +65,7 @@ pub(super) struct Link {
     writing: Vec<u8>,
     written: usize,
     writing_datagrams: usize,
+    has_received: bool,
 }
 
 impl Link {
@@ -80,16 +89,13 @@ impl Link {
             writing: Vec::new(),
             written: 0,
             writing_datagrams: 0,
+            has_received: false,
         }
     }
 
     /// Carries datagrams both ways until the connection ends or `is_stopped`, which is asked at
     /// each wake. `events` watches the stream as [`STREAM`], and the queue wakes it as [`WAKE`].
-    pub(super) fn serve(
-        mut self,
-        events: &mut EventLoop,
-        is_stopped: impl Fn() -> bool,
-    ) -> LinkEnd {
+    pub(super) fn serve(mut self, events: &mut EventLoop, is_stopped: impl Fn() -> bool) -> Ended {
         // What arrived before this will not be told again, the end included.
         events.again(STREAM, Readiness { readable: true, writable: true, read_closed: true });
         events.again(WAKE, Readiness::READABLE);
@@ -108,7 +114,7 @@ impl Link {
         let lost: usize = self.writing_datagrams
             + self.batches.drain().map(|batch| batch.datagrams).sum::<usize>();
         self.shared.counters.drop(DropReason::ConnectionLost, lost);
-        end
+        Ended { end, has_received: self.has_received }
     }
 
     fn round(
@@ -223,6 +229,7 @@ impl Link {
         // No length is over the maximum: 16 bits cannot say one.
         for datagram in frames.by_ref().flatten() {
             batch.push(self.sink.endpoint, datagram);
+            self.has_received = true;
         }
         let report = batch.finish();
         if report.segmentation_refused {

@@ -8,13 +8,14 @@ use super::link::{Link, STREAM, Sink};
 use super::lookup::Lookup;
 use super::server::STREAM_OPTIONS;
 use super::{Activity, Destination, Shared};
+use crate::net::random;
 use crate::net::stream::{ReadAhead, Socket, Stream};
 use crate::net::tcp;
 use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
-use crate::state::backoff::Backoff;
+use crate::state::redial::{Outcome, Redial};
 use crate::state::token_bucket::LogGate;
 use crate::wire::pool::SessionId;
 use mio::Interest;
@@ -24,17 +25,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longer than any connection that fails at once, shorter than anyone's patience: a connection that
-/// has lived so long was a success, and the next failure waits for the first delay again.
-const LONG_LIVED: Duration = Duration::from_secs(10);
-/// Delays grow to this many times the first one.
-const BACKOFF_GROWTH: u32 = 6;
+/// Words that may wait for an uplink: the answer to a lookup, a late one, and a need.
+pub(super) const WORDS_MAX: usize = 3;
 
 /// What a thread waits for.
 #[derive(Debug)]
 pub(super) enum Word {
     /// The destination's addresses, as they were asked for.
     Addresses(io::Result<Vec<SocketAddr>>),
+    /// A fresh datagram waits, and its session has no connection.
+    Needed,
 }
 
 /// TLS as the client does it.
@@ -90,37 +90,20 @@ type Failure = (SetUpFailure, String);
 impl Uplink {
     /// The thread's body.
     pub(super) fn run(mut self) {
-        let max = self.route.backoff * BACKOFF_GROWTH;
-        let mut backoff = Backoff::new(self.route.backoff, max);
+        let mut redial = Redial::new(self.route.backoff, clock::now());
         while !self.words.is_closed() {
-            let delay = match self.connect() {
-                Ok(Some(stream)) => {
-                    let begin = clock::now();
-                    let refusal = self.serve(stream);
-                    if clock::now().saturating_duration_since(begin) >= LONG_LIVED {
-                        backoff.succeeded();
-                    }
-                    let delay = backoff.failed();
-                    match refusal {
-                        Some((failure, cause)) => {
-                            self.complain(failure, &cause, delay);
-                            delay
-                        }
-                        // The first attempt after a loss is free; a server that takes connections
-                        // and drops them is not asked in a loop.
-                        None => delay / 10,
-                    }
-                }
+            let (outcome, failure) = match self.connect() {
+                Ok(Some(stream)) => self.serve(stream),
                 Ok(None) => return,
-                Err((failure, cause)) => {
-                    let delay = backoff.failed();
-                    self.complain(failure, &cause, delay);
-                    delay
-                }
+                Err(failure) => (Outcome::Failed, Some(failure)),
             };
-            // A tenth either way, so that connections that fell together do not rise together.
-            let jitter = delay / 10 * u32::try_from(self.serial % 3).unwrap_or(0);
-            if !self.rest(clock::now() + delay + jitter) {
+            // Without chance all connections come back at once, and come back all the same.
+            let chance = random::bytes().map_or(1 << 15, u16::from_ne_bytes);
+            let delay = redial.after(outcome, clock::now(), chance);
+            if let Some((failure, cause)) = failure {
+                self.complain(failure, &cause, delay);
+            }
+            if !self.rest(&mut redial) {
                 return;
             }
         }
@@ -137,22 +120,24 @@ impl Uplink {
         }
     }
 
-    /// Waits until `deadline`; false when the uplink is to end.
-    fn rest(&mut self, deadline: Instant) -> bool {
+    /// Waits until the next attempt is due; false when the uplink is to end.
+    fn rest(&mut self, redial: &mut Redial) -> bool {
         loop {
-            let now = clock::now();
+            // Late answers to lookups that were given up are of no use.
+            if self.words.drain().filter(|word| matches!(word, Word::Needed)).count() > 0 {
+                redial.is_needed();
+            }
+            let (now, due) = (clock::now(), redial.due());
             if self.words.is_closed() {
                 return false;
             }
-            if now >= deadline {
+            if now >= due {
                 return true;
             }
-            if self.events.wait(Some(clock::until(deadline, now))).is_err() {
+            if self.events.wait(Some(clock::until(due, now))).is_err() {
                 return false;
             }
             while self.events.next_ready().is_some() {}
-            // Late answers to lookups that were given up.
-            let _ = self.words.drain().count();
         }
     }
 
@@ -195,7 +180,11 @@ impl Uplink {
             if self.words.is_closed() {
                 return Ok(None);
             }
-            if let Some(Word::Addresses(found)) = self.words.drain().next() {
+            let found = self.words.drain().find_map(|word| match word {
+                Word::Addresses(found) => Some(found),
+                Word::Needed => None,
+            });
+            if let Some(found) = found {
                 return found.map(Some).map_err(|error| failed(error.to_string()));
             }
             if now >= deadline {
@@ -301,9 +290,10 @@ impl Uplink {
         }
     }
 
-    /// Carries datagrams until the connection ends. The failure if it has never been one: a server
+    /// Carries datagrams until the connection ends. A failure if it has never been one: a server
     /// of TLS 1.3 judges the client's certificate when the client takes the connection for up.
-    fn serve(&mut self, mut stream: Stream) -> Option<Failure> {
+    fn serve(&mut self, mut stream: Stream) -> (Outcome, Option<Failure>) {
+        let began = clock::now();
         let shared = Arc::clone(&self.route.shared);
         let waiting = Arc::new(Waiting::new(
             stream.socket().clone(),
@@ -315,7 +305,7 @@ impl Uplink {
             LinkHandle { id: self.serial, queue: batch_sender, waiting: Arc::clone(&waiting) };
         let up = ToMain::Up { endpoint: self.endpoint, session: self.session, link };
         if self.to_main.send_waiting(up).is_err() {
-            return None;
+            return (Outcome::Failed, None);
         }
         shared.counters.connections_up.increment();
         shared.counters.connections.add(1);
@@ -329,13 +319,16 @@ impl Uplink {
             Arc::clone(&self.activity),
         );
         let words = &self.words;
-        let end = link.serve(&mut self.events, || words.is_closed());
+        let ended = link.serve(&mut self.events, || words.is_closed());
         shared.counters.connections.add(-1);
-        shared.counters.link_down(&end);
+        shared.counters.link_down(&ended.end);
+        let lived = clock::now().saturating_duration_since(began);
+        let mut outcome = Outcome::Ended { lived, has_received: ended.has_received };
         let mut refusal = None;
-        match end {
+        match ended.end {
             LinkEnd::Failed(error) if is_certificate_refused(&error.to_string()) => {
                 let cause = in_plain_words(&error.to_string());
+                outcome = Outcome::Failed;
                 refusal = Some((SetUpFailure::ClientCertificate, cause));
             }
             LinkEnd::Failed(error) => {
@@ -348,7 +341,7 @@ impl Uplink {
         // A main thread that has gone needs no telling.
         let _ =
             self.to_main.send_waiting(ToMain::Down { endpoint: self.endpoint, id: self.serial });
-        refusal
+        (outcome, refusal)
     }
 }
 

@@ -239,6 +239,17 @@ fn an_attempt_to_connect_ends_in_time() {
 }
 
 #[test]
+fn what_still_waits_when_its_session_expires_is_counted() {
+    // Nobody listens.
+    let server = ([127, 0, 0, 1], free_port()).into();
+    let client = Side::client(server, &[PLAIN, "--expire=0.2", "--backoff=9", "--pool-size=1"]);
+    Endpoint::to(client.address).send(b"hello");
+    client.await_metric("sessions_opened_total", 1);
+    client.await_metric("sessions", 0);
+    assert_eq!(client.metric("datagrams_dropped_total{reason=\"not-connected\"}"), 1);
+}
+
+#[test]
 fn a_name_that_nobody_knows_is_asked_for_again() {
     let client = Side::client_on(
         "127.0.0.1",

@@ -236,6 +236,53 @@ fn a_connection_that_nobody_reads_costs_bounded_memory_and_hurts_nobody() {
     assert_eq!(receive_from(&target).0, b"still here");
 }
 
+const STALE: &str = "datagrams_dropped_total{reason=\"stale\"}";
+
+#[test]
+fn what_has_waited_too_long_for_a_connection_is_dropped() {
+    let (target, target_address) = remote();
+    let port = free_port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let client = Side::client(address, &[PLAIN, "--backoff=0.3", "--pool-size=1"]);
+    let endpoint = Endpoint::to(client.address);
+    endpoint.send(b"stale");
+    // At once, and after 0.3, 0.6 and 1.2 s or a fifth less.
+    client.await_at_least("connection_failures_total{reason=\"connect\"}", 4);
+    let _server = Side::server_on("127.0.0.1", port, "127.0.0.1", target_address.port(), &[PLAIN]);
+    endpoint.send(b"fresh");
+    assert_eq!(receive_from(&target).0, b"fresh");
+    assert_eq!(client.metric(STALE), 1);
+}
+
+#[test]
+fn what_has_waited_too_long_in_a_queue_is_dropped() {
+    let (target, target_address) = remote();
+    let server = Side::server(target_address, &[PLAIN]);
+    let mut slow = Raw::join(server.address, new_session());
+    slow.send(b"hello");
+    let (_, source) = receive_from(&target);
+    let datagram = payload(1200, 3);
+    let full = await_some(|| {
+        for _ in 0..1000 {
+            target.send_to(&datagram, source).unwrap();
+        }
+        (server.metric("datagrams_dropped_total{reason=\"queues-full\"}") > 0).then_some(())
+    });
+    assert!(full.is_some(), "something holds all of it");
+    assert_eq!(server.metric(STALE), 0);
+    poll(&mut [], PollTimeout::from(1100u16)).unwrap();
+    let dropped = await_some(|| {
+        for _ in 0..100 {
+            assert!(slow.receive() == datagram);
+        }
+        (server.metric(STALE) > 0).then_some(())
+    });
+    assert!(dropped.is_some(), "the queue is as it was");
+    server.await_metric("unsent_bytes", 0);
+    target.send_to(b"fresh", source).unwrap();
+    while slow.receive() != b"fresh" {}
+}
+
 #[test]
 fn a_connection_that_is_reset_loses_its_datagrams_and_no_others() {
     let echo = Echo::start();

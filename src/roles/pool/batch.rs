@@ -9,26 +9,37 @@ use crate::state::link_choice::{LinkChoice, Load};
 use crate::wire::pool::write_frame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a batch holds before it is handed on: one TLS record (RFC 8446 §5.1).
 pub(super) const BATCH_LEN: usize = 16_384;
+/// Datagrams that have waited for so long, for a connection or in the queue of a stalled one, are
+/// dropped: what they carry has been sent again (TCP's and QUIC's first time-outs are at most 1 s,
+/// RFC 6298 §2.1, RFC 9002 §6.2.2), or is of no use any more (a call).
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(1);
 /// Idle batch buffers kept for the next one.
 pub(super) const BATCHES_KEPT: usize = 256;
 /// A buffer that grew past this, for a datagram larger than a batch, is not kept.
 const BUFFER_KEPT: usize = 2 * BATCH_LEN;
 
 /// Frames that wait for their connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Batch {
     pub(super) bytes: Vec<u8>,
     pub(super) datagrams: usize,
+    /// When the first of them came.
+    pub(super) since: Instant,
 }
 
 impl Batch {
     /// Whether nothing is in it.
     pub(super) fn is_empty(&self) -> bool {
         self.datagrams == 0
+    }
+
+    /// Whether nobody wants it any more.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= STALE_AFTER
     }
 
     /// Whether another datagram of `len` bytes should rather begin the next batch.
@@ -47,9 +58,9 @@ impl Batch {
 /// Buffers of batches that have been sent.
 pub(super) type Buffers = Stock<Vec<u8>>;
 
-/// A batch with a buffer from the stock.
-pub(super) fn new_batch(buffers: &Buffers) -> Batch {
-    Batch { bytes: buffers.take(|| Vec::with_capacity(BATCH_LEN)), datagrams: 0 }
+/// A batch of datagrams that come `now`, with a buffer from the stock.
+pub(super) fn new_batch(buffers: &Buffers, now: Instant) -> Batch {
+    Batch { bytes: buffers.take(|| Vec::with_capacity(BATCH_LEN)), datagrams: 0, since: now }
 }
 
 /// Gives a batch's buffer back.
@@ -81,7 +92,7 @@ impl Waiting {
         self.all.add(signed(bytes));
     }
 
-    /// The kernel has taken these.
+    /// The kernel has taken these, or they were given up.
     pub(super) fn subtract(&self, datagrams: usize, bytes: usize) {
         self.datagrams.fetch_sub(datagrams, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,19 +1,18 @@
 //! `pool client`: the main thread, which receives from the local endpoints and spreads each one's
 //! datagrams over its session's uplinks.
 
-use super::batch::{Batch, LinkHandle, Links, new_batch};
+use super::backlog::Backlog;
+use super::batch::{Batch, LinkHandle, Links, new_batch, recycle};
 use super::counters::DropReason;
 use super::link::{Sink, WAKE as LINK_WAKE};
-use super::lookup::{self, Lookup};
+use super::route::{Route, load_tls, route, try_mark};
 use super::server::Tells;
 use super::session::hand_over;
-use super::uplink::{Route, Tls, Uplink, WORDS_MAX, Word};
-use super::{Activity, ClientConfig, ClientTls, Framing, Shared};
+use super::uplink::{Uplink, WORDS_MAX, Word};
+use super::{Activity, ClientConfig, Shared};
 use crate::error::Error;
 use crate::net::random;
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
-use crate::net::tcp;
-use crate::net::tls::{ClientTrust, Identity, TlsError, connector};
 use crate::net::udp::UdpSocket;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
@@ -27,7 +26,7 @@ use mio::{Interest, Token};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const UDP: Token = Token(FIRST_OWN);
@@ -36,8 +35,6 @@ const UDP: Token = Token(FIRST_OWN);
 const STACK: usize = 256 * 1024;
 /// Messages from the uplinks that may wait; more make the sender wait.
 const MESSAGES_MAX: usize = 1024;
-/// Bytes that wait for a session's first connection, besides the limit of datagrams.
-const WAITING_LEN_MAX: usize = 1 << 20;
 /// How often idle sessions are looked for, at most.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -65,10 +62,44 @@ struct Session {
     uplinks: Vec<u64>,
     links: Links,
     activity: Arc<Activity>,
-    /// Datagrams on their way out, or waiting for the first connection.
-    batch: Batch,
+    /// What waits while there is no connection.
+    backlog: Backlog,
     /// When the uplinks may be told again that they are needed.
     next_need: Instant,
+}
+
+impl Session {
+    /// Tells the uplinks, now and then, that a fresh datagram waits for one of them.
+    fn ask_for_connection(&mut self, uplinks: &HashMap<u64, UplinkHandle>, now: Instant) {
+        if now < self.next_need {
+            return;
+        }
+        self.next_need = now + NEED_INTERVAL;
+        let uplinks = self.uplinks.iter().filter_map(|serial| uplinks.get(serial));
+        // One that has not looked yet need not be told twice.
+        for uplink in uplinks.filter(|uplink| uplink.words.waiting() == 0) {
+            let _ = uplink.words.send(Word::Needed);
+        }
+    }
+
+    /// Hands over what has waited for a connection and is not stale.
+    fn send_backlog(&mut self, shared: &Shared, now: Instant) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        let links = &mut self.links;
+        let mut batch = new_batch(&shared.buffers, now);
+        let stale = self.backlog.take(now, |came, datagram| {
+            if batch.is_full_for(datagram.len()) {
+                let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
+                hand_over(shared, links, full, now);
+            }
+            batch.push(datagram);
+            batch.since = batch.since.min(came);
+        });
+        shared.counters.drop(DropReason::Stale, stale);
+        hand_over(shared, links, batch, now);
+    }
 }
 
 struct Client {
@@ -136,63 +167,6 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
     }
 }
 
-/// SO_MARK is refused to everybody without CAP_NET_ADMIN: better said at the start than at each
-/// connection.
-fn try_mark(mark: u32) -> Result<(), Error> {
-    let doing = || format!("cannot mark packets with --mark {mark:#x} (needs CAP_NET_ADMIN)");
-    tcp::may_mark(mark).map_err(Error::while_doing(doing))
-}
-
-fn load_tls(tls: &ClientTls) -> Result<Tls, TlsError> {
-    let identity = tls
-        .files
-        .as_ref()
-        .map(|files| Identity::load(&files.certificate, &files.key))
-        .transpose()?;
-    let trust = ClientTrust {
-        ca: tls.ca.as_deref(),
-        any_server: false,
-        any_name: !tls.checks_name,
-        alpn: tls.alpn.as_deref(),
-        identity: identity.as_ref(),
-    };
-    Ok(Tls { connector: connector(&trust)?, server_name: tls.server_name.clone() })
-}
-
-fn route(config: &ClientConfig, shared: &Arc<Shared>) -> Result<Route, Error> {
-    let destination = config.shared.destination.clone();
-    let is_address = destination.host.parse::<std::net::IpAddr>().is_ok();
-    let fixed = if is_address || config.resolves_once {
-        let cannot = || format!("cannot resolve {destination}");
-        let mut found = lookup::addresses(&destination).map_err(Error::while_doing(cannot))?;
-        // As the peer's --resolve-once: IPv4 is preferred.
-        found.sort_by_key(SocketAddr::is_ipv6);
-        Some(found)
-    } else {
-        None
-    };
-    let lookup = match fixed {
-        Some(_) => None,
-        None => Some(
-            Lookup::start(destination.clone())
-                .map_err(Error::while_doing(|| "cannot start a thread"))?,
-        ),
-    };
-    Ok(Route {
-        shared: Arc::clone(shared),
-        destination,
-        fixed,
-        lookup,
-        tls: Mutex::new(config.tls.as_ref().map(load_tls).transpose()?.map(Arc::new)),
-        mark: config.mark,
-        connect_timeout: config.connect_timeout,
-        backoff: config.backoff,
-        sends_session_id: config.shared.framing == Framing::Pool,
-        queue_datagrams_max: config.shared.queue_datagrams_max,
-        log_gate: Mutex::new(LogGate::new(1, 8)),
-    })
-}
-
 impl Client {
     fn reload(&mut self) {
         let Some(tls) = &self.config.tls else {
@@ -226,13 +200,16 @@ impl Client {
         let shared = Arc::clone(&self.route.shared);
         let kernel_drops = self.socket.new_kernel_drops(queue);
         shared.counters.drop(DropReason::ReceiveBufferFull, kernel_drops as usize);
+        // What one endpoint has sent in a row, if its session has a connection.
+        let mut batch = new_batch(&shared.buffers, now);
         let mut last: Option<SocketAddr> = None;
         for message in queue.messages() {
             let Some(endpoint) = message.source else {
                 continue;
             };
-            if last.is_some_and(|last| last != endpoint) {
-                self.dispatch(last, &shared, now);
+            if last.is_some_and(|last| last != endpoint) && !batch.is_empty() {
+                let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
+                self.dispatch(last, full, &shared, now);
             }
             last = Some(endpoint);
             if !self.sessions.contains_key(&endpoint) && !self.open_session(endpoint, now) {
@@ -243,46 +220,32 @@ impl Client {
                 continue;
             };
             session.activity.touch(now);
+            if session.links.is_empty() {
+                let max = self.route.queue_datagrams_max;
+                let push = |datagram| session.backlog.push(datagram, now, max);
+                let dropped = message.datagrams().map(push).sum();
+                shared.counters.drop(DropReason::NotConnected, dropped);
+                session.ask_for_connection(&self.uplinks, now);
+                continue;
+            }
             for datagram in message.datagrams() {
-                if session.links.is_empty() {
-                    let waits = &session.batch;
-                    if waits.datagrams >= self.route.queue_datagrams_max
-                        || waits.bytes.len() >= WAITING_LEN_MAX
-                    {
-                        shared.counters.drop(DropReason::NotConnected, 1);
-                        continue;
-                    }
-                } else if session.batch.is_full_for(datagram.len()) {
-                    let full = std::mem::replace(&mut session.batch, new_batch(&shared.buffers));
+                if batch.is_full_for(datagram.len()) {
+                    let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
                     hand_over(&shared, &mut session.links, full, now);
                 }
                 // UDP datagrams are shorter than the longest frame.
-                session.batch.push(datagram);
+                batch.push(datagram);
             }
         }
-        self.dispatch(last, &shared, now);
+        self.dispatch(last, batch, &shared, now);
     }
 
-    /// Hands a session's batch over, or asks for a connection that takes it.
-    fn dispatch(&mut self, endpoint: Option<SocketAddr>, shared: &Shared, now: Instant) {
-        let session = endpoint.and_then(|endpoint| self.sessions.get_mut(&endpoint));
-        let Some(session) = session.filter(|session| !session.batch.is_empty()) else {
-            return;
-        };
-        if session.links.is_empty() {
-            if now >= session.next_need {
-                session.next_need = now + NEED_INTERVAL;
-                let uplinks = session.uplinks.iter().filter_map(|serial| self.uplinks.get(serial));
-                // One that has not looked yet need not be told twice.
-                for uplink in uplinks.filter(|uplink| uplink.words.waiting() == 0) {
-                    let _ = uplink.words.send(Word::Needed);
-                }
-            }
-            return;
+    /// Hands a batch of the endpoint's session over.
+    fn dispatch(&mut self, from: Option<SocketAddr>, batch: Batch, shared: &Shared, now: Instant) {
+        match from.and_then(|endpoint| self.sessions.get_mut(&endpoint)) {
+            Some(session) => hand_over(shared, &mut session.links, batch, now),
+            None => recycle(&shared.buffers, batch.bytes),
         }
-        let batch = std::mem::take(&mut session.batch);
-        hand_over(shared, &mut session.links, batch, now);
-        session.batch = new_batch(&shared.buffers);
     }
 
     fn open_session(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
@@ -318,7 +281,7 @@ impl Client {
             uplinks: Vec::new(),
             links: Links::new(self.route.queue_datagrams_max),
             activity: Arc::clone(&activity),
-            batch: new_batch(&self.route.shared.buffers),
+            backlog: Backlog::default(),
             // The first attempts are under way.
             next_need: now + NEED_INTERVAL,
         };
@@ -382,7 +345,7 @@ impl Client {
                     let session = self.sessions.get_mut(&endpoint);
                     if let Some(session) = session.filter(|session| session.id == id) {
                         session.links.add(link, now);
-                        self.dispatch(Some(endpoint), &shared, now);
+                        session.send_backlog(&shared, now);
                     }
                 }
                 ToMain::Down { endpoint, id } => {
@@ -419,6 +382,7 @@ impl Client {
                 }
             }
             counters.sessions.add(-1);
+            counters.drop(DropReason::NotConnected, session.backlog.datagrams());
             false
         });
         self.next_expiry =

@@ -12,6 +12,7 @@ use std::sync::Arc;
 pub(super) enum DropReason {
     QueuesFull,
     NotConnected,
+    Stale,
     ConnectionLost,
     SendBufferFull,
     SendFailed,
@@ -21,9 +22,10 @@ pub(super) enum DropReason {
 
 impl DropReason {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 7] = [
+    const LABELS: [&'static str; 8] = [
         "queues-full",
         "not-connected",
+        "stale",
         "connection-lost",
         "send-buffer-full",
         "send-failed",

@@ -193,7 +193,14 @@ impl Link {
     fn next_writing(&mut self) -> bool {
         self.written = 0;
         self.writing.clear();
+        let now = clock::now();
         for batch in self.batches.drain() {
+            if batch.is_stale(now) {
+                self.waiting.subtract(batch.datagrams, batch.bytes.len());
+                self.shared.counters.drop(DropReason::Stale, batch.datagrams);
+                recycle(&self.shared.buffers, batch.bytes);
+                continue;
+            }
             self.writing_datagrams += batch.datagrams;
             if self.writing.is_empty() {
                 let empty = std::mem::replace(&mut self.writing, batch.bytes);

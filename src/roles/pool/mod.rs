@@ -18,6 +18,7 @@
 //! Whoever owns a connection (`link`) writes batches and sends what it reads straight to UDP.
 
 mod args;
+mod backlog;
 mod batch;
 mod check;
 mod client;
@@ -26,6 +27,7 @@ mod counters;
 mod link;
 mod lookup;
 mod probe;
+mod route;
 mod selftest;
 mod server;
 mod session;

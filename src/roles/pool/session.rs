@@ -193,10 +193,10 @@ impl Session {
         self.activity.touch(now);
         let kernel_drops = self.socket.new_kernel_drops(queue);
         self.shared.counters.drop(DropReason::ReceiveBufferFull, kernel_drops as usize);
-        let mut batch = new_batch(&self.shared.buffers);
+        let mut batch = new_batch(&self.shared.buffers, now);
         for datagram in queue.messages().flat_map(|message| message.datagrams()) {
             if batch.is_full_for(datagram.len()) {
-                let full = std::mem::replace(&mut batch, new_batch(&self.shared.buffers));
+                let full = std::mem::replace(&mut batch, new_batch(&self.shared.buffers, now));
                 hand_over(&self.shared, &mut self.links, full, now);
             }
             // UDP datagrams are shorter than the longest frame.

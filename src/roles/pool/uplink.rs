@@ -1,13 +1,13 @@
 //! The client's thread of one connection: connects, backs off, connects again; while it is up it is
 //! a [`super::link`].
 
+use super::Activity;
 use super::batch::{Batch, LinkHandle, Waiting};
 use super::client::ToMain;
 use super::counters::{LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink};
-use super::lookup::Lookup;
+use super::route::Route;
 use super::server::STREAM_OPTIONS;
-use super::{Activity, Destination, Shared};
 use crate::net::random;
 use crate::net::stream::{ReadAhead, Socket, Stream};
 use crate::net::tcp;
@@ -16,13 +16,12 @@ use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::state::redial::{Outcome, Redial};
-use crate::state::token_bucket::LogGate;
 use crate::wire::pool::SessionId;
 use mio::Interest;
-use native_tls::{HandshakeError, TlsConnector};
+use native_tls::HandshakeError;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Words that may wait for an uplink: the answer to a lookup, a late one, and a need.
@@ -35,39 +34,6 @@ pub(super) enum Word {
     Addresses(io::Result<Vec<SocketAddr>>),
     /// A fresh datagram waits, and its session has no connection.
     Needed,
-}
-
-/// TLS as the client does it.
-pub(super) struct Tls {
-    pub(super) connector: TlsConnector,
-    pub(super) server_name: String,
-}
-
-/// What all uplinks of the client have in common.
-pub(super) struct Route {
-    pub(super) shared: Arc<Shared>,
-    pub(super) destination: Destination,
-    /// Resolved once, at the start; else names are looked up for each connection.
-    pub(super) fixed: Option<Vec<SocketAddr>>,
-    pub(super) lookup: Option<Lookup>,
-    pub(super) tls: Mutex<Option<Arc<Tls>>>,
-    pub(super) mark: Option<u32>,
-    pub(super) connect_timeout: Duration,
-    pub(super) backoff: Duration,
-    pub(super) sends_session_id: bool,
-    pub(super) queue_datagrams_max: usize,
-    pub(super) log_gate: Mutex<LogGate>,
-}
-
-impl Route {
-    /// Other certificates for the connections to come.
-    pub(super) fn set_tls(&self, tls: Arc<Tls>) {
-        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls);
-    }
-
-    fn tls(&self) -> Option<Arc<Tls>> {
-        self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 /// One uplink.
@@ -114,7 +80,7 @@ impl Uplink {
         let mut gate = self.route.log_gate.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(more) = gate.pass(clock::now()) {
             log::warn!(
-                "uplink to {}: {cause}; next attempt in {delay:?} ({more} more lines)",
+                "uplink to {}: {cause}; next attempt in {delay:.1?} ({more} more lines)",
                 self.route.destination
             );
         }

@@ -1,7 +1,7 @@
 //! Timeouts and limits, each with what happens when it is reached.
 
 use crate::pair::{Endpoint, Raw, Side, new_session};
-use crate::support::{Echo, free_port};
+use crate::support::{Echo, await_some, free_port};
 use std::io::Write;
 use std::net::UdpSocket;
 
@@ -85,6 +85,26 @@ fn the_server_closes_a_session_that_is_silent_both_ways() {
     server.await_metric("sessions", 0);
     server.await_metric("connections", 0);
     server.service.await_log("closed (Silent)");
+}
+
+#[test]
+fn neither_joins_nor_pieces_of_a_frame_keep_a_silent_session() {
+    let echo = Echo::start();
+    let args = [PLAIN, "--session-timeout=1", "--max-connections-per-session=1000"];
+    let server = Side::server(echo.address, &args);
+    let session = new_session();
+    let mut raws = vec![Raw::join(server.address, session)];
+    // A datagram of 65,280 bytes, which never becomes whole.
+    raws[0].stream.write_all(&[255, 0]).unwrap();
+    let closed = await_some(|| {
+        if raws.len() < 500 {
+            raws.push(Raw::join(server.address, session));
+        }
+        // In the end nobody takes it any more.
+        let _ = raws[0].stream.write_all(&[7]);
+        server.service.log().contains("closed (Silent)").then_some(())
+    });
+    assert!(closed.is_some(), "{} connections keep it", raws.len());
 }
 
 #[test]

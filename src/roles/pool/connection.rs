@@ -113,7 +113,6 @@ impl Connection {
         log::debug!("connection {}: up in session {session}", self.address);
         self.shared.counters.connections_up.increment();
         self.shared.counters.connections.add(1);
-        begin.activity.touch(clock::now());
         let link = Link::new(
             Arc::clone(&self.shared),
             self.stream,

@@ -227,16 +227,18 @@ impl Link {
         let kept = self.unfinished.restore(input);
         let Filled { len: read, rest } =
             self.stream.fill(&mut input[kept..], readiness.read_closed);
-        // Connections that come up and go down again carry nothing.
-        if read > 0 {
-            self.activity.touch(clock::now());
-        }
         let mut frames = Frames::new(&input[..kept + read], BYTE_ORDER, DATAGRAM_LEN_MAX);
         let mut batch = self.sink.socket.batch(send);
         // No length is over the maximum: 16 bits cannot say one.
+        let mut carries = false;
         for datagram in frames.by_ref().flatten() {
             batch.push(self.sink.endpoint, datagram);
+            carries = true;
+        }
+        // Connections that come and go, and bytes that never become a datagram, are no traffic.
+        if carries {
             self.has_received = true;
+            self.activity.touch(clock::now());
         }
         let report = batch.finish();
         if report.segmentation_refused {

@@ -256,7 +256,7 @@ impl Client {
         };
         match opened {
             Ok(session) => {
-                log::info!("session {}: opened for {endpoint}", session.id);
+                self.route.shared.tell(session.id, &format_args!("opened for {endpoint}"));
                 self.sessions.insert(endpoint, session);
                 let counters = &self.route.shared.counters;
                 counters.sessions.add(1);
@@ -290,7 +290,9 @@ impl Client {
                 Ok(serial) => session.uplinks.push(serial),
                 // Fewer connections than asked for carry datagrams too.
                 Err(error) if !session.uplinks.is_empty() => {
-                    log::warn!("session {id}: only {} connections: {error}", session.uplinks.len());
+                    let count = session.uplinks.len();
+                    let few = format_args!("session {id}: only {count} connections: {error}");
+                    self.route.shared.warn(&few);
                     break;
                 }
                 Err(error) => return Err(error),
@@ -369,20 +371,20 @@ impl Client {
             return;
         }
         let expire = self.config.expire;
-        let (uplinks, counters) = (&self.uplinks, &self.route.shared.counters);
+        let (uplinks, shared) = (&self.uplinks, &self.route.shared);
         self.sessions.retain(|endpoint, session| {
             let silent = now.saturating_duration_since(session.activity.last());
             if silent < expire {
                 return true;
             }
-            log::info!("session {}: closed, {endpoint} was silent", session.id);
+            shared.tell(session.id, &format_args!("closed, {endpoint} was silent"));
             for serial in &session.uplinks {
                 if let Some(uplink) = uplinks.get(serial) {
                     uplink.words.close();
                 }
             }
-            counters.sessions.add(-1);
-            counters.drop(DropReason::NotConnected, session.backlog.datagrams());
+            shared.counters.sessions.add(-1);
+            shared.counters.drop(DropReason::NotConnected, session.backlog.datagrams());
             false
         });
         self.next_expiry =

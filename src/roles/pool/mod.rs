@@ -47,6 +47,7 @@ use crate::runtime::clock;
 use crate::runtime::metrics::{FamilyInfo, Registry};
 use crate::runtime::stock::Stock;
 use crate::state::token_bucket::LogGate;
+use crate::wire::pool::SessionId;
 use counters::Counters;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -151,6 +152,8 @@ struct Shared {
     buffers: batch::Buffers,
     /// For lines that anybody on the network can cause.
     trouble_log: Mutex<LogGate>,
+    /// For the beginnings and ends of sessions, which anybody can cause too.
+    session_log: Mutex<LogGate>,
 }
 
 /// Threads that are in the middle of work at once: as many as cores, and some preempted ones.
@@ -164,6 +167,7 @@ impl Shared {
             receive_queues: Stock::new(WORKBENCHES_KEPT),
             buffers: batch::Buffers::new(batch::BATCHES_KEPT),
             trouble_log: Mutex::new(LogGate::new(1, 20)),
+            session_log: Mutex::new(LogGate::new(5, 100)),
         }
     }
 
@@ -172,6 +176,16 @@ impl Shared {
         let mut gate = self.trouble_log.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(more) = gate.pass(clock::now()) {
             log::warn!("{warning} ({more} more lines)");
+        }
+    }
+
+    /// What has become of a session, unless there have been too many such lines lately.
+    fn tell(&self, session: SessionId, news: &dyn std::fmt::Display) {
+        let mut gate = self.session_log.lock().unwrap_or_else(PoisonError::into_inner);
+        match gate.pass(clock::now()) {
+            Some(0) => log::info!("session {session}: {news}"),
+            Some(more) => log::info!("session {session}: {news} ({more} more lines)"),
+            None => {}
         }
     }
 }

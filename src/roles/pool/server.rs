@@ -40,8 +40,8 @@ const MESSAGES_MAX: usize = 1024;
 /// Descriptors of a connection: stream, poll, waker. A session has three as well.
 const DESCRIPTORS_EACH: u64 = 4;
 
-/// A dead connection is given up after about half a minute: 15 s of silence and 3 probes, or 25 s
-/// of unacknowledged data. Batches avoid it long before that.
+/// A dead connection is given up after 25 s: of silence, with two probes in the last ten, or of
+/// unacknowledged data. Batches avoid it long before that.
 pub(super) const KEEPALIVE: Keepalive =
     Keepalive { idle: Duration::from_secs(15), interval: Duration::from_secs(5), probes: 2 };
 
@@ -346,7 +346,7 @@ impl Server {
         self.sessions.insert(id, handle);
         self.shared.counters.sessions.add(1);
         self.shared.counters.sessions_opened.increment();
-        log::info!("session {id}: opened");
+        self.shared.tell(id, &"opened");
         Ok(())
     }
 
@@ -385,7 +385,7 @@ impl Server {
         };
         if let Some(handle) = self.sessions.remove(&id) {
             let end = handle.thread.join().unwrap_or(SessionEnd::Fault);
-            log::info!("session {id}: closed ({end:?})");
+            self.shared.tell(id, &format_args!("closed ({end:?})"));
             self.shared.counters.sessions.add(-1);
         }
         // Those that joined in its last moment too.

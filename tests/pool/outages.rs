@@ -236,6 +236,26 @@ fn a_connection_that_nobody_reads_costs_bounded_memory_and_hurts_nobody() {
     assert_eq!(receive_from(&target).0, b"still here");
 }
 
+#[test]
+fn large_datagrams_that_nobody_reads_cost_bounded_memory_too() {
+    let (target, target_address) = remote();
+    let server = Side::server(target_address, &[PLAIN, "--queue=65535"]);
+    let mut slow = Raw::join(server.address, new_session());
+    slow.send(b"hello");
+    let (_, source) = receive_from(&target);
+    let datagram = payload(60_000, 3);
+    let mut most = 0;
+    let full = await_some(|| {
+        for _ in 0..50 {
+            target.send_to(&datagram, source).unwrap();
+        }
+        most = most.max(server.metric("unsent_bytes"));
+        (server.metric("datagrams_dropped_total{reason=\"queues-full\"}") > 100).then_some(())
+    });
+    assert!(full.is_some(), "something holds all of it");
+    assert!((900_000..1_300_000).contains(&most), "{most} bytes wait");
+}
+
 const STALE: &str = "datagrams_dropped_total{reason=\"stale\"}";
 
 #[test]

@@ -36,8 +36,8 @@ const QUEUE: Opt = Opt::value(
     &["--queue"],
     "DATAGRAMS",
     Some("128"),
-    "Datagrams that may wait for a connection, 1 to 65535; when all connections have so many, \
-     further ones are dropped: stale datagrams help nobody.",
+    "Datagrams that may wait for a connection, 1 to 65535, and 1 MiB at the most; when all \
+     connections have so many, further ones are dropped: stale datagrams help nobody.",
 );
 
 const FRAMING: Opt = Opt::value(

@@ -7,4 +7,6 @@ pub mod flow_table;
 pub mod link_choice;
 pub mod port_pool;
 pub mod redial;
+pub mod session_choice;
+pub mod set_ups;
 pub mod token_bucket;

@@ -194,6 +194,88 @@ fn sessions_over_the_limit_are_refused() {
 }
 
 #[test]
+fn at_the_limit_sessions_without_connections_go_first() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-sessions=2", "--session-grace=600"]);
+    let mut used = Raw::join(server.address, new_session());
+    used.echo(b"used");
+    for _ in 0..5 {
+        let mut raw = Raw::join(server.address, new_session());
+        raw.echo(b"in the place of one in its grace");
+        drop(raw);
+        server.await_metric("connections", 1);
+    }
+    server.await_metric("sessions", 2);
+    used.echo(b"unhurt");
+    assert_eq!(server.metric(REFUSED), 0);
+}
+
+#[test]
+fn at_the_limit_the_oldest_session_that_never_carried_anything_goes() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-sessions=3"]);
+    let mut used = Raw::join(server.address, new_session());
+    used.echo(b"used");
+    let mut silent: Vec<_> = (2..4)
+        .map(|count| {
+            let raw = Raw::join(server.address, new_session());
+            server.await_metric("sessions", count);
+            raw
+        })
+        .collect();
+    let mut newcomer = Raw::join(server.address, new_session());
+    newcomer.echo(b"there is room");
+    assert!(silent.remove(0).is_closed());
+    for raw in [&mut used, &mut newcomer, &mut silent[0]] {
+        raw.echo(b"unhurt");
+    }
+    assert!(Raw::join(server.address, new_session()).is_closed(), "all are in use");
+    server.await_metric("sessions", 3);
+}
+
+#[test]
+fn at_the_limit_connections_of_a_session_that_never_carried_anything_go() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-connections=4"]);
+    let mut used = Raw::join(server.address, new_session());
+    used.echo(b"used");
+    let session = new_session();
+    let mut silent = [0; 3].map(|_| Raw::join(server.address, session));
+    server.await_metric("connections", 4);
+    Raw::join(server.address, new_session()).echo(b"there is room");
+    for raw in &mut silent {
+        assert!(raw.is_closed());
+    }
+    used.echo(b"unhurt");
+}
+
+#[test]
+fn half_open_connections_are_limited_and_the_oldest_go() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-handshakes=5"]);
+    let mut raws: Vec<_> = (0..20).map(|_| Raw::connect(server.address)).collect();
+    server.await_metric(REFUSED, 15);
+    Raw::join(server.address, new_session()).echo(b"there is room");
+    for raw in &mut raws[..16] {
+        assert!(raw.is_closed());
+    }
+    raws[19].stream.write_all(&new_session().bytes()).unwrap();
+    raws[19].echo(b"in time");
+    server.service.await_log("--max-handshakes");
+}
+
+#[test]
+fn without_session_ids_too_a_connection_must_say_something_in_time() {
+    let echo = Echo::start();
+    let args = [PLAIN, "--framing=mullvad", "--handshake-timeout=0.3"];
+    let server = Side::server(echo.address, &args);
+    assert!(Raw::connect(server.address).is_closed());
+    server.await_metric("connection_failures_total{reason=\"timeout\"}", 1);
+    assert_eq!(server.metric("sessions_opened_total"), 0);
+    Raw::connect(server.address).echo(b"hello");
+}
+
+#[test]
 fn connections_of_one_session_are_limited() {
     let echo = Echo::start();
     let server = Side::server(echo.address, &[PLAIN, "--max-connections-per-session=2"]);

@@ -60,7 +60,8 @@ const MAX_SESSIONS: Opt = Opt::value(
     &["--max-sessions"],
     "N",
     Some("512"),
-    "Sessions, one for each UDP endpoint of the clients, 1 to 65535; further ones are refused.",
+    "Sessions, one for each UDP endpoint of the clients, 1 to 65535; further ones are refused. A \
+     server first gives up one without connections, or one that has never carried a datagram.",
 );
 
 const NO_TLS: Opt = Opt::switch(&["--no-tls"], "Plain TCP: anybody on the path reads along.");

@@ -41,6 +41,14 @@ pub(super) struct Connection {
     deadline: Instant,
 }
 
+/// What a connection has said first.
+#[derive(Debug)]
+struct Beginning {
+    session: SessionId,
+    /// A byte of the first frame.
+    read_ahead: Option<u8>,
+}
+
 /// What the main thread gives every connection.
 pub(super) struct Frame<'a> {
     pub(super) shared: &'a Arc<Shared>,
@@ -88,8 +96,8 @@ impl Connection {
 
     /// The thread's body.
     pub(super) fn run(mut self) {
-        let session = match self.set_up() {
-            Ok(Some(session)) => session,
+        let Beginning { session, read_ahead } = match self.set_up() {
+            Ok(Some(beginning)) => beginning,
             Ok(None) => return,
             Err((failure, cause)) => {
                 self.shared.counters.set_up_failed(failure);
@@ -120,7 +128,8 @@ impl Connection {
             waiting,
             begin.sink,
             begin.activity,
-        );
+        )
+        .with_read_ahead(read_ahead);
         let orders = self.orders;
         let end = link.serve(&mut self.events, || orders.is_closed()).end;
         self.shared.counters.connections.add(-1);
@@ -134,9 +143,14 @@ impl Connection {
     }
 
     /// Handshake and session id, before the deadline. `None` when the process stops.
-    fn set_up(&mut self) -> Result<Option<SessionId>, (SetUpFailure, io::Error)> {
+    fn set_up(&mut self) -> Result<Option<Beginning>, (SetUpFailure, io::Error)> {
         let mut is_shaking_hands = true;
-        let mut id = [0; SESSION_ID_LEN];
+        let mut first = [0; SESSION_ID_LEN];
+        let id = match self.framing {
+            Framing::Pool => &mut first[..],
+            // Its first byte is proof enough that somebody is there.
+            Framing::Mullvad => &mut first[..1],
+        };
         let mut have = 0;
         loop {
             let now = clock::now();
@@ -168,33 +182,19 @@ impl Connection {
                         );
                         return Err((SetUpFailure::Alpn, cause));
                     }
-                    if self.framing == Framing::Mullvad {
-                        // An id of its own, which nobody else can ask for.
-                        let bytes =
-                            random::bytes().map_err(|error| (SetUpFailure::System, error))?;
-                        return Ok(Some(SessionId::from_random(bytes)));
-                    }
                 }
                 match self.stream.read(&mut id[have..]) {
                     Ok(0) => {
                         let cause = io::Error::new(
                             io::ErrorKind::UnexpectedEof,
-                            "closed before the session id",
+                            "closed before it said enough",
                         );
                         return Err((SetUpFailure::ProtocolError, cause));
                     }
                     Ok(len) => {
                         have += len;
-                        if have == SESSION_ID_LEN {
-                            // Within TLS it would be somebody's odd id, and no mistake.
-                            if matches!(self.stream, Stream::Plain(_)) && is_client_hello(&id) {
-                                let cause = io::Error::other(
-                                    "the client speaks TLS, this server was started with --no-tls \
-                                     instead of --cert",
-                                );
-                                return Err((SetUpFailure::TlsToPlain, cause));
-                            }
-                            return Ok(SessionId::parse(&id));
+                        if have == id.len() {
+                            return self.beginning(first).map(Some);
                         }
                         self.events.again(STREAM, readiness);
                     }
@@ -213,6 +213,29 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// What the first bytes say.
+    fn beginning(
+        &self,
+        first: [u8; SESSION_ID_LEN],
+    ) -> Result<Beginning, (SetUpFailure, io::Error)> {
+        if self.framing == Framing::Mullvad {
+            // An id of its own, which nobody else can ask for.
+            let bytes = random::bytes().map_err(|error| (SetUpFailure::System, error))?;
+            let session = SessionId::from_random(bytes);
+            return Ok(Beginning { session, read_ahead: Some(first[0]) });
+        }
+        // Within TLS it would be somebody's odd id, and no mistake.
+        if matches!(self.stream, Stream::Plain(_)) && is_client_hello(&first) {
+            let cause = io::Error::other(
+                "the client speaks TLS, this server was started with --no-tls instead of --cert",
+            );
+            return Err((SetUpFailure::TlsToPlain, cause));
+        }
+        let cause = || (SetUpFailure::ProtocolError, io::ErrorKind::InvalidData.into());
+        let session = SessionId::parse(&first).ok_or_else(cause)?;
+        Ok(Beginning { session, read_ahead: None })
     }
 
     /// Waits for the main thread; `None` when it refuses.

@@ -93,6 +93,12 @@ impl Link {
         }
     }
 
+    /// The same, with a byte of the first frame that has been read already.
+    pub(super) fn with_read_ahead(mut self, byte: Option<u8>) -> Link {
+        self.unfinished.keep(byte.as_slice());
+        self
+    }
+
     /// Carries datagrams both ways until the connection ends or `is_stopped`, which is asked at
     /// each wake. `events` watches the stream as [`STREAM`], and the queue wakes it as [`WAKE`].
     pub(super) fn serve(mut self, events: &mut EventLoop, is_stopped: impl Fn() -> bool) -> Ended {

@@ -114,6 +114,8 @@ struct ServerConfig {
     shared: SharedConfig,
     tls: Option<ServerTls>,
     connections_max: usize,
+    /// Without it, a part of `connections_max`.
+    set_ups_max: Option<usize>,
     connections_per_session_max: usize,
     handshake_timeout: Duration,
     session_timeout: Option<Duration>,
@@ -194,7 +196,7 @@ impl Shared {
 #[derive(Debug)]
 struct Activity {
     epoch: Instant,
-    /// Milliseconds since `epoch`.
+    /// Milliseconds since `epoch` and one more; 0 while it has carried nothing.
     last: AtomicU64,
 }
 
@@ -205,11 +207,18 @@ impl Activity {
 
     fn touch(&self, now: Instant) {
         let since = now.saturating_duration_since(self.epoch).as_millis();
-        self.last.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.last.store(since.saturating_add(1), Ordering::Relaxed);
     }
 
+    /// Since its beginning, if it has carried nothing.
     fn last(&self) -> Instant {
-        self.epoch + Duration::from_millis(self.last.load(Ordering::Relaxed))
+        let since = self.last.load(Ordering::Relaxed).saturating_sub(1);
+        self.epoch + Duration::from_millis(since)
+    }
+
+    fn has_carried(&self) -> bool {
+        self.last.load(Ordering::Relaxed) > 0
     }
 }
 

@@ -6,6 +6,7 @@ use super::batch::{Batch, LinkHandle, Waiting};
 use super::client::ToMain;
 use super::counters::{LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink};
+use super::lookup;
 use super::route::Route;
 use super::server::STREAM_OPTIONS;
 use crate::net::random;
@@ -31,7 +32,7 @@ pub(super) const WORDS_MAX: usize = 3;
 #[derive(Debug)]
 pub(super) enum Word {
     /// The destination's addresses, as they were asked for.
-    Addresses(io::Result<Vec<SocketAddr>>),
+    Addresses(lookup::Answer),
     /// A fresh datagram waits, and its session has no connection.
     Needed,
 }
@@ -111,7 +112,7 @@ impl Uplink {
     fn connect(&mut self) -> Result<Option<Stream>, Failure> {
         let addresses = match &self.route.fixed {
             Some(addresses) => addresses.clone(),
-            None => match self.look_up()? {
+            None => match self.look_up(clock::now() + self.route.connect_timeout)? {
                 Some(addresses) => addresses,
                 None => return Ok(None),
             },
@@ -126,21 +127,27 @@ impl Uplink {
         Err(last)
     }
 
-    fn look_up(&mut self) -> Result<Option<Vec<SocketAddr>>, Failure> {
+    /// The destination's addresses. Those of an earlier lookup stand in for an answer that fails, or
+    /// that does not come soon.
+    fn look_up(&mut self, deadline: Instant) -> Result<Option<Vec<SocketAddr>>, Failure> {
         let host = &self.route.destination.host;
         let failed =
             |cause: String| (SetUpFailure::Lookup, format!("cannot resolve {host}: {cause}"));
+        let Some(lookup) = &self.route.lookup else {
+            return Ok(self.route.fixed.clone());
+        };
         let sender = self.word_sender.clone();
-        let asked = self.route.lookup.as_ref().is_some_and(|lookup| {
-            lookup.ask(move |found| {
-                // An uplink that has ended does not want it any more.
-                let _ = sender.send(Word::Addresses(found));
-            })
+        let is_asked = lookup.ask(move |found| {
+            // An uplink that has ended does not want it any more.
+            let _ = sender.send(Word::Addresses(found));
         });
-        if !asked {
-            return Err(failed("too many lookups".to_owned()));
+        let known = lookup.known();
+        if !is_asked {
+            return known.map(Some).ok_or_else(|| failed("too many lookups".to_owned()));
         }
-        let deadline = clock::now() + self.route.connect_timeout;
+        let begin = clock::now();
+        let patience = clock::until(deadline, begin) / if known.is_some() { 4 } else { 1 };
+        let deadline = begin + patience;
         loop {
             let now = clock::now();
             if self.words.is_closed() {
@@ -150,11 +157,13 @@ impl Uplink {
                 Word::Addresses(found) => Some(found),
                 Word::Needed => None,
             });
-            if let Some(found) = found {
-                return found.map(Some).map_err(|error| failed(error.to_string()));
+            match found {
+                Some(Ok(found)) => return Ok(Some(found)),
+                Some(Err(cause)) => return known.map(Some).ok_or_else(|| failed(cause)),
+                None => {}
             }
             if now >= deadline {
-                return Err(failed("no answer in time".to_owned()));
+                return known.map(Some).ok_or_else(|| failed("no answer in time".to_owned()));
             }
             self.events
                 .wait(Some(clock::until(deadline, now)))

@@ -1,6 +1,7 @@
 //! Pure decisions: they take `now` and chance as arguments and hold no socket, lock or payload.
 
 pub mod access;
+pub mod address_order;
 pub mod admission;
 pub mod backoff;
 pub mod flow_table;

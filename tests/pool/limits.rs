@@ -352,6 +352,19 @@ fn what_still_waits_when_its_session_expires_is_counted() {
 }
 
 #[test]
+fn every_address_of_a_name_is_tried_and_told_of() {
+    let port = free_port();
+    let args = [PLAIN, "--backoff=0.1", "--pool-size=1"];
+    let client = Side::client_on("127.0.0.1", "localhost", port, &args);
+    Endpoint::to(client.address).send(b"hello");
+    let line = client.service.await_log("uplink to localhost");
+    for address in std::net::ToSocketAddrs::to_socket_addrs(&("localhost", port)).unwrap() {
+        assert!(line.contains(&format!("{address}: Connection refused")), "{line}");
+    }
+    assert_eq!(line.matches("Connection refused").count(), line.matches("; ").count());
+}
+
+#[test]
 fn a_name_that_nobody_knows_is_asked_for_again() {
     let client = Side::client_on(
         "127.0.0.1",

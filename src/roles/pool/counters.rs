@@ -86,6 +86,18 @@ impl SetUpFailure {
     ];
 }
 
+impl SetUpFailure {
+    /// How far a client's attempt came: the higher, the more the failure says of what is wrong.
+    pub(super) fn nearness(self) -> u8 {
+        match self {
+            SetUpFailure::ClientCertificate => 3,
+            SetUpFailure::Tls => 2,
+            SetUpFailure::Connect => 1,
+            _ => 0,
+        }
+    }
+}
+
 /// Counters of one side of the pool.
 pub(super) struct Counters {
     pub(super) sessions: Arc<Gauge>,

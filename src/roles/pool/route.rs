@@ -5,6 +5,7 @@ use super::{ClientConfig, ClientTls, Destination, Framing, Shared};
 use crate::error::Error;
 use crate::net::tcp;
 use crate::net::tls::{ClientTrust, Identity, TlsError, connector};
+use crate::state::address_order;
 use crate::state::token_bucket::LogGate;
 use native_tls::TlsConnector;
 use std::net::SocketAddr;
@@ -31,12 +32,25 @@ pub(super) struct Route {
     pub(super) sends_session_id: bool,
     pub(super) queue_datagrams_max: usize,
     pub(super) log_gate: Mutex<LogGate>,
+    /// The address that worked last, tried first.
+    last_good: Mutex<Option<SocketAddr>>,
 }
 
 impl Route {
     /// Other certificates for the connections to come.
     pub(super) fn set_tls(&self, tls: Arc<Tls>) {
         *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls);
+    }
+
+    /// A connection to `address` has come up.
+    pub(super) fn is_good(&self, address: SocketAddr) {
+        *self.last_good.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+    }
+
+    /// These addresses in the order in which they should be tried.
+    pub(super) fn in_order(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+        let last_good = *self.last_good.lock().unwrap_or_else(PoisonError::into_inner);
+        address_order::in_order(addresses, last_good)
     }
 
     pub(super) fn tls(&self) -> Option<Arc<Tls>> {
@@ -100,5 +114,6 @@ pub(super) fn route(config: &ClientConfig, shared: &Arc<Shared>) -> Result<Route
         sends_session_id: config.shared.framing == Framing::Pool,
         queue_datagrams_max: config.shared.queue_datagrams_max,
         log_gate: Mutex::new(LogGate::new(1, 8)),
+        last_good: Mutex::new(None),
     })
 }

@@ -16,6 +16,7 @@ use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
+use crate::state::address_order;
 use crate::state::redial::{Outcome, Redial};
 use crate::wire::pool::SessionId;
 use mio::Interest;
@@ -110,21 +111,36 @@ impl Uplink {
 
     /// A connection that is ready for frames; `None` when the uplink is to end.
     fn connect(&mut self) -> Result<Option<Stream>, Failure> {
-        let addresses = match &self.route.fixed {
-            Some(addresses) => addresses.clone(),
-            None => match self.look_up(clock::now() + self.route.connect_timeout)? {
-                Some(addresses) => addresses,
-                None => return Ok(None),
-            },
+        let deadline = clock::now() + self.route.connect_timeout;
+        let Some(found) = self.look_up(deadline)? else {
+            return Ok(None);
         };
-        let mut last = (SetUpFailure::Lookup, "the name has no address".to_owned());
-        for address in addresses {
-            match self.connect_to(address) {
-                Ok(stream) => return Ok(stream),
-                Err(failure) => last = failure,
+        let addresses = self.route.in_order(&found);
+        let mut failures: Vec<Failure> = Vec::new();
+        for (number, address) in addresses.iter().enumerate() {
+            let now = clock::now();
+            let left = clock::until(deadline, now);
+            if left.is_zero() {
+                break;
+            }
+            let its_deadline = now + address_order::share(left, addresses.len() - number);
+            match self.connect_to(*address, its_deadline) {
+                Ok(Some(stream)) => {
+                    self.route.is_good(*address);
+                    return Ok(Some(stream));
+                }
+                Ok(None) => return Ok(None),
+                Err(failure) => failures.push(failure),
             }
         }
-        Err(last)
+        let causes: Vec<&str> = failures.iter().map(|(_, cause)| cause.as_str()).collect();
+        let causes = causes.join("; ");
+        // Counted as the one that came nearest to a connection, which is the last of its kind.
+        let kind = failures.iter().map(|(kind, _)| *kind).max_by_key(|kind| kind.nearness());
+        Err(match kind {
+            Some(kind) => (kind, causes),
+            None => (SetUpFailure::Timeout, "the lookup has taken all of --timeout".to_owned()),
+        })
     }
 
     /// The destination's addresses. Those of an earlier lookup stand in for an answer that fails, or
@@ -172,9 +188,12 @@ impl Uplink {
         }
     }
 
-    fn connect_to(&mut self, address: SocketAddr) -> Result<Option<Stream>, Failure> {
+    fn connect_to(
+        &mut self,
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Option<Stream>, Failure> {
         let route = Arc::clone(&self.route);
-        let deadline = clock::now() + route.connect_timeout;
         let failed = |error: io::Error| (SetUpFailure::Connect, format!("{address}: {error}"));
         let mut socket =
             Socket::new(tcp::connect(address, &STREAM_OPTIONS, route.mark).map_err(failed)?);

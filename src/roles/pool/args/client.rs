@@ -74,7 +74,7 @@ const POOL: &[Opt] = &[
         &["--timeout", "-w"],
         "TIME",
         Some("4"),
-        "Give up an attempt, handshake included, after so long.",
+        "Give up an attempt after so long: lookup, all addresses and handshake together.",
     ),
     QUEUE,
     FRAMING,

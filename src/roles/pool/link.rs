@@ -23,6 +23,10 @@ pub(super) const WAKE: Token = Token(1);
 /// Room for one read of the stream: two of the longest frames, eight TLS records.
 const INPUT_LEN: usize = 131_072;
 
+/// Writes in one turn, of a TLS record or so each: a socket that never blocks must not keep what
+/// arrives waiting.
+const WRITES_PER_TURN: usize = 16;
+
 /// Where datagrams from the stream go.
 #[derive(Debug, Clone)]
 pub(super) struct Sink {
@@ -134,7 +138,7 @@ impl Link {
         while let Some((token, readiness)) = events.next_ready() {
             verdict = match token {
                 WAKE if is_stopped() || self.batches.is_closed() => Err(LinkEnd::Stopped),
-                WAKE => self.write_batches(),
+                WAKE => self.write_batches(events),
                 STREAM => {
                     let bench = bench.get_or_insert_with(|| {
                         self.shared.workbenches.take(|| Box::new(Workbench::new()))
@@ -160,7 +164,7 @@ impl Link {
         bench: &mut Workbench,
     ) -> Result<(), LinkEnd> {
         if readiness.writable {
-            self.write_batches()?;
+            self.write_batches(events)?;
         }
         if readiness.readable || readiness.read_closed {
             self.read_frames(events, readiness, bench)?;
@@ -168,9 +172,10 @@ impl Link {
         Ok(())
     }
 
-    /// Writes what waits until the stream would block. Batches that wait together leave together.
-    fn write_batches(&mut self) -> Result<(), LinkEnd> {
-        loop {
+    /// Writes what waits until the stream would block, or its turn is over. Batches that wait
+    /// together leave together.
+    fn write_batches(&mut self, events: &mut EventLoop) -> Result<(), LinkEnd> {
+        for _ in 0..WRITES_PER_TURN {
             if self.written == self.writing.len() && !self.next_writing() {
                 return Ok(());
             }
@@ -193,6 +198,8 @@ impl Link {
                 }
             }
         }
+        events.again(STREAM, Readiness { readable: false, writable: true, read_closed: false });
+        Ok(())
     }
 
     /// Takes the next batches out of the queue, up to a TLS record's worth.

@@ -2,7 +2,7 @@
 
 use crate::net::stream::Socket;
 use crate::net::sys::sockopt;
-use crate::runtime::metrics::Gauge;
+use crate::runtime::metrics::{Counter, Gauge};
 use crate::runtime::queue::{NotSent, Sender};
 use crate::runtime::stock::Stock;
 use crate::state::link_choice::{LinkChoice, Load};
@@ -78,12 +78,16 @@ pub(super) struct Waiting {
     bytes: AtomicUsize,
     /// The bytes of all queues.
     all: Arc<Gauge>,
+    /// Datagrams whose connection ended before they were written.
+    lost: Arc<Counter>,
 }
 
 impl Waiting {
-    /// Nothing waits yet for `socket`. `all` tells the bytes of all queues.
-    pub(super) fn new(socket: Socket, all: Arc<Gauge>) -> Waiting {
-        Waiting { socket, datagrams: AtomicUsize::new(0), bytes: AtomicUsize::new(0), all }
+    /// Nothing waits yet for `socket`. `all` tells the bytes of all queues; `lost` counts what waits
+    /// when both ends of the queue are gone.
+    pub(super) fn new(socket: Socket, all: Arc<Gauge>, lost: Arc<Counter>) -> Waiting {
+        let (datagrams, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Waiting { socket, datagrams, bytes, all, lost }
     }
 
     fn add(&self, datagrams: usize, bytes: usize) {
@@ -126,6 +130,7 @@ impl Drop for Waiting {
     /// What waited for a connection that has ended waits no more.
     fn drop(&mut self) {
         self.all.add(-signed(*self.bytes.get_mut()));
+        self.lost.add(*self.datagrams.get_mut() as u64);
     }
 }
 
@@ -192,6 +197,7 @@ impl Links {
                 }
                 // The connection has just ended; its thread's word of that is on its way.
                 Err(NotSent::Closed(back)) => {
+                    link.waiting.subtract(datagrams, bytes);
                     batch = back;
                     self.remove(id);
                 }

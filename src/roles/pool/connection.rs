@@ -1,7 +1,7 @@
 //! The server's thread of one connection: handshake, session id, then [`super::link`].
 
 use super::batch::{Batch, LinkHandle, Waiting};
-use super::counters::{LinkEnd, SetUpFailure};
+use super::counters::{DropReason, LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink, WAKE};
 use super::server::ToMain;
 use super::{Activity, Framing, Shared};
@@ -108,6 +108,7 @@ impl Connection {
         let waiting = Arc::new(Waiting::new(
             self.stream.socket().clone(),
             Arc::clone(&self.shared.counters.queued_bytes),
+            self.shared.counters.drop_counter(DropReason::ConnectionLost),
         ));
         let (batch_sender, batches) = queue::bounded::<Batch>(self.queue_datagrams_max, &self.wake);
         let link = LinkHandle { id: self.id, queue: batch_sender, waiting: Arc::clone(&waiting) };

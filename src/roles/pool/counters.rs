@@ -197,6 +197,11 @@ impl Counters {
         }
     }
 
+    /// For those who count it themselves.
+    pub(super) fn drop_counter(&self, reason: DropReason) -> Arc<Counter> {
+        Arc::clone(&self.dropped[reason as usize])
+    }
+
     pub(super) fn set_up_failed(&self, failure: SetUpFailure) {
         self.set_up_failures[failure as usize].increment();
     }

@@ -121,9 +121,6 @@ impl Link {
         let socket = self.stream.socket();
         let _ = events.deregister(socket, STREAM);
         let _ = socket.tcp().shutdown(Shutdown::Both);
-        let lost: usize = self.writing_datagrams
-            + self.batches.drain().map(|batch| batch.datagrams).sum::<usize>();
-        self.shared.counters.drop(DropReason::ConnectionLost, lost);
         Ended { end, has_received: self.has_received }
     }
 

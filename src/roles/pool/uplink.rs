@@ -4,7 +4,7 @@
 use super::Activity;
 use super::batch::{Batch, LinkHandle, Waiting};
 use super::client::ToMain;
-use super::counters::{LinkEnd, SetUpFailure};
+use super::counters::{DropReason, LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink};
 use super::lookup;
 use super::route::Route;
@@ -292,6 +292,7 @@ impl Uplink {
         let waiting = Arc::new(Waiting::new(
             stream.socket().clone(),
             Arc::clone(&shared.counters.queued_bytes),
+            shared.counters.drop_counter(DropReason::ConnectionLost),
         ));
         let (batch_sender, batches) =
             queue::bounded::<Batch>(self.route.queue_datagrams_max, &self.wake);

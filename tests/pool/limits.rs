@@ -121,6 +121,7 @@ fn within_the_grace_a_session_keeps_its_source_port() {
     raw.echo(b"after");
     assert_eq!(echo.source(), source);
     assert_eq!(server.metric("sessions_opened_total"), 1);
+    assert_eq!(server.metric("reconnects_total"), 1);
 }
 
 #[test]

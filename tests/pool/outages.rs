@@ -111,6 +111,7 @@ fn the_first_attempt_after_a_loss_comes_soon_and_the_second_within_the_grace() {
     let _second = listener.accept().unwrap();
     let second = lost.elapsed();
     assert!(free < Duration::from_millis(1200), "{free:?}");
+    client.await_metric("reconnects_total", 2);
     let expected = Duration::from_millis(1700)..Duration::from_millis(3700);
     assert!(expected.contains(&second), "{free:?}, {second:?}");
 }

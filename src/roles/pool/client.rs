@@ -325,6 +325,7 @@ impl Client {
             to_main: self.to_main.clone(),
             events,
             wake,
+            was_up: false,
         };
         let to_main = self.to_main.clone();
         let thread = thread::spawn("pool:up", serial, STACK, move || {

@@ -105,6 +105,7 @@ pub(super) struct Counters {
     pub(super) queued_bytes: Arc<Gauge>,
     pub(super) sessions_opened: Arc<Counter>,
     pub(super) connections_up: Arc<Counter>,
+    pub(super) reconnects: Arc<Counter>,
     pub(super) accept_errors: Arc<Counter>,
     pub(super) certificate_reload_errors: Arc<Counter>,
     connections_down: [Arc<Counter>; 3],
@@ -162,7 +163,11 @@ impl Counters {
                 .counter("udpferry_pool_sessions_opened_total", "Sessions opened."),
             connections_up: registry.counter(
                 "udpferry_pool_connections_up_total",
-                "Connections that came up; more than sessions need means reconnects.",
+                "Connections that came up.",
+            ),
+            reconnects: registry.counter(
+                "udpferry_pool_reconnects_total",
+                "Connections that came up in the place of one that had been up before.",
             ),
             accept_errors: registry.counter(
                 "udpferry_pool_accept_errors_total",

@@ -51,6 +51,8 @@ pub(super) struct Uplink {
     pub(super) to_main: Sender<ToMain>,
     pub(super) events: EventLoop,
     pub(super) wake: Wake,
+    /// Whether it has been up before.
+    pub(super) was_up: bool,
 }
 
 type Failure = (SetUpFailure, String);
@@ -303,6 +305,9 @@ impl Uplink {
             return (Outcome::Failed, None);
         }
         shared.counters.connections_up.increment();
+        if std::mem::replace(&mut self.was_up, true) {
+            shared.counters.reconnects.increment();
+        }
         shared.counters.connections.add(1);
         log::debug!("uplink {}: up for {}", self.serial, self.endpoint);
         let link = Link::new(

@@ -106,7 +106,9 @@ impl Server {
             handle.orders.close();
             return;
         }
-        owner.deserted_since = None;
+        if owner.deserted_since.take().is_some() {
+            self.shared.counters.reconnects.increment();
+        }
         handle.session = Some(owner.serial);
         // Only now: the target's answer to the first datagram must find the connection. One that
         // has ended meanwhile says so itself.

@@ -105,6 +105,7 @@ fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
             port: port_argument(m, "DST_PORT")?,
         },
         bind: bind_address(m)?,
+        bind_is_default: !m.given("--bind-address") && !m.given("--bind-port"),
         framing: match m.required("--framing", choice(&["pool", "mullvad"]))? {
             "mullvad" => Framing::Mullvad,
             _ => Framing::Pool,

@@ -93,6 +93,8 @@ impl std::fmt::Display for Destination {
 struct SharedConfig {
     destination: Destination,
     bind: SocketAddr,
+    /// Neither address nor port was asked for.
+    bind_is_default: bool,
     framing: Framing,
     queue_datagrams_max: usize,
     sessions_max: usize,

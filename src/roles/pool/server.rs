@@ -134,7 +134,7 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
     let mut listening = Listening::open(
         &mut frame.events,
         &[config.shared.bind],
-        false,
+        config.shared.bind_is_default,
         &STREAM_OPTIONS,
         Arc::clone(&shared.counters.accept_errors),
     )?;

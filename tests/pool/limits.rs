@@ -145,6 +145,16 @@ fn after_the_grace_a_session_is_gone() {
 }
 
 #[test]
+fn a_session_that_falls_silent_in_its_grace_ends_as_silent() {
+    let echo = Echo::start();
+    let args = [PLAIN, "--session-timeout=0.5", "--session-grace=600"];
+    let server = Side::server(echo.address, &args);
+    Raw::join(server.address, new_session()).echo(b"hello");
+    server.await_metric("sessions", 0);
+    server.service.await_log("closed (Silent)");
+}
+
+#[test]
 fn connections_without_session_ids_leave_no_session_behind() {
     let echo = Echo::start();
     let server = Side::server(

@@ -123,7 +123,7 @@ impl Session {
         let now = clock::now();
         let deadline = self.deadline();
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(if self.deserted_until.is_some() {
+            return Err(if self.deserted_until.is_some_and(|deadline| deadline <= now) {
                 SessionEnd::Deserted
             } else {
                 SessionEnd::Silent

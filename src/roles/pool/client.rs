@@ -9,7 +9,7 @@ use super::route::{Route, load_tls, route, try_mark};
 use super::server::Tells;
 use super::session::hand_over;
 use super::uplink::{Uplink, WORDS_MAX, Word};
-use super::{Activity, ClientConfig, Shared};
+use super::{Activity, ClientConfig, ErrorRun, Shared};
 use crate::error::Error;
 use crate::net::random;
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
@@ -112,6 +112,7 @@ struct Client {
     to_main: Sender<ToMain>,
     next_expiry: Option<Instant>,
     limit_log: LogGate,
+    errors: ErrorRun,
 }
 
 /// Serves until stopped.
@@ -145,6 +146,7 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
         to_main,
         next_expiry: None,
         limit_log: LogGate::new(1, 5),
+        errors: ErrorRun::default(),
     };
     let mut receive = ReceiveQueue::default();
     loop {
@@ -189,13 +191,19 @@ impl Client {
         match self.socket.receive(queue) {
             Ok(received) if received == RECEIVE_BATCH => events.again(UDP, Readiness::READABLE),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.errors.is_over();
+                return;
+            }
             Err(_) => {
                 self.route.shared.counters.icmp_error();
-                events.again(UDP, Readiness::READABLE);
+                if self.errors.tries_again() {
+                    events.again(UDP, Readiness::READABLE);
+                }
                 return;
             }
         }
+        self.errors.is_over();
         let now = clock::now();
         let shared = Arc::clone(&self.route.shared);
         let kernel_drops = self.socket.new_kernel_drops(queue);

@@ -194,6 +194,23 @@ impl Shared {
     }
 }
 
+/// Errors in a row that receiving has met on one UDP socket.
+#[derive(Debug, Default)]
+struct ErrorRun(u8);
+
+impl ErrorRun {
+    /// One more; whether to try again at once. ICMP errors are told one by one and are over; an
+    /// error that stays would make the thread spin: it waits for the poll's next word.
+    fn tries_again(&mut self) -> bool {
+        self.0 = self.0.saturating_add(1);
+        self.0 <= 8
+    }
+
+    fn is_over(&mut self) {
+        self.0 = 0;
+    }
+}
+
 /// When a session last carried a datagram, either way; told by many threads.
 #[derive(Debug)]
 struct Activity {
@@ -243,4 +260,18 @@ pub fn metrics() -> Vec<FamilyInfo> {
     let mut registry = Registry::new();
     Counters::new(&mut registry);
     registry.families().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_stays_is_not_met_for_ever() {
+        let mut run = ErrorRun::default();
+        for _ in 0..3 {
+            assert_eq!((0..1000).filter(|_| run.tries_again()).count(), 8);
+            run.is_over();
+        }
+    }
 }

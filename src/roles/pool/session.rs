@@ -3,7 +3,7 @@
 
 use super::batch::{Batch, LinkHandle, Links, new_batch, recycle};
 use super::counters::DropReason;
-use super::{Activity, Shared};
+use super::{Activity, ErrorRun, Shared};
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
@@ -89,6 +89,7 @@ pub(super) struct Session {
     pub(super) grace: Duration,
     /// While there is no connection: when that has lasted too long.
     pub(super) deserted_until: Option<Instant>,
+    pub(super) errors: ErrorRun,
 }
 
 /// Why a session ended.
@@ -181,14 +182,20 @@ impl Session {
                 self.events.again(UDP, Readiness::READABLE);
             }
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.errors.is_over();
+                return;
+            }
             // An ICMP error of an earlier datagram: told and thereby cleared.
             Err(_) => {
                 self.shared.counters.icmp_error();
-                self.events.again(UDP, Readiness::READABLE);
+                if self.errors.tries_again() {
+                    self.events.again(UDP, Readiness::READABLE);
+                }
                 return;
             }
         }
+        self.errors.is_over();
         let now = clock::now();
         self.activity.touch(now);
         let kernel_drops = self.socket.new_kernel_drops(queue);

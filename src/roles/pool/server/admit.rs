@@ -8,7 +8,7 @@ use crate::roles::pool::connection::{Begin, Connection, Frame};
 use crate::roles::pool::counters::SetUpFailure;
 use crate::roles::pool::link::Sink;
 use crate::roles::pool::session::{Orders, Session, UDP, WAKE as SESSION_WAKE};
-use crate::roles::pool::{Activity, Framing};
+use crate::roles::pool::{Activity, ErrorRun, Framing};
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::Wake;
@@ -208,6 +208,7 @@ impl Server {
                 },
                 // Its first connection is on its way, whatever the grace.
                 deserted_until: Some(now + self.config.session_grace.max(FIRST_JOIN_MAX)),
+                errors: ErrorRun::default(),
             };
             let to_main = self.to_main.clone();
             let thread = thread::spawn("pool:s", serial, STACK, move || {

@@ -149,7 +149,7 @@ own_command=$(readme_block "udpferry pool client -C") || gone "pool client -C"
 check_block=$(readme_block "$ udpferry check pool") || gone "check pool"
 openssl_command=$(readme_block "openssl req -x509") || gone "openssl req"
 # The section's name is in the configuration already.
-route_lines=$(readme_block "PreUp =" | sed '/^\[Interface\]$/d') || gone "PreUp"
+route_lines=$(set -o pipefail; readme_block "PreUp =" | sed '/^\[Interface\]$/d') || gone "PreUp"
 endpoint_line=$(readme_line Endpoint) || gone "Endpoint"
 mtu_line=$(readme_line MTU) || gone "MTU"
 allowed_line=$(readme_line AllowedIPs) || gone "AllowedIPs"

@@ -1,12 +1,14 @@
 //! Timeouts and limits, each with what happens when it is reached.
 
-use crate::pair::{Endpoint, Raw, Side, new_session};
+use crate::pair::{Endpoint, Pki, Protection, Raw, Side, new_session, payload, words};
+use crate::support::kernel::raise_own_descriptor_limit;
 use crate::support::{Echo, await_some, free_port};
 use std::io::Write;
 use std::net::UdpSocket;
 
 const PLAIN: &str = "--no-tls";
 const REFUSED: &str = "connection_failures_total{reason=\"limit\"}";
+const TIMED_OUT: &str = "connection_failures_total{reason=\"timeout\"}";
 
 #[test]
 fn an_endpoint_that_falls_silent_loses_its_session_and_gets_another() {
@@ -314,28 +316,84 @@ fn endpoints_over_the_limit_get_nothing() {
     first.echo(b"unhurt");
 }
 
-#[test]
-fn a_handshake_must_end_in_time_and_slow_ones_hurt_nobody() {
-    let echo = Echo::start();
-    let server = Side::server(echo.address, &[PLAIN, "--handshake-timeout=1"]);
-    let mut legitimate = Raw::join(server.address, new_session());
+/// Half-open connections of a flood, a thread each on the server.
+const FLOOD: u16 = 1000;
+
+/// 1000 connections that say 3 bytes and no more, beside a session that must not notice. There is
+/// room for so many of them below `--max-connections`, and each may cost the server `kib_each`.
+fn flood(protection: Protection, room: u16, kib_each: u64) {
+    raise_own_descriptor_limit();
+    let everybody_fits = room == FLOOD;
+    let (echo, pki) = (Echo::start(), Pki::new());
+    // Of 8 connections each: a session from before and, if everybody fits, one that comes meanwhile.
+    let connections_max = room + if everybody_fits { 16 } else { 8 };
+    let mut args = protection.server(&pki);
+    args.push("--handshake-timeout=5".to_owned());
+    args.push(format!("--max-connections={connections_max}"));
+    // More than come: this is about the limit of connections.
+    args.push("--max-handshakes=2000".to_owned());
+    let server = Side::server(echo.address, &words(&args));
+    let client = Side::client(server.address, &words(&protection.client(&pki)));
+    let legitimate = Endpoint::to(client.address);
     legitimate.echo(b"before");
-    let mut slow: Vec<_> = (0..200)
-        .map(|_| {
+    for side in [&server, &client] {
+        side.await_metric("connections", 8);
+    }
+    let (threads, memory) = (server.service.status("Threads"), server.service.status("VmRSS"));
+    let mut half_open: Vec<_> = (0..FLOOD)
+        .map(|number| {
             let mut raw = Raw::connect(server.address);
-            raw.stream.write_all(&[1, 2, 3]).unwrap();
+            // One over the limit may have been closed by now.
+            let _ = raw.stream.write_all(&[1, 2, 3]);
+            if number % 10 == 0 {
+                legitimate.echo(&payload(1200, number.into()));
+            }
             raw
         })
         .collect();
+    server.await_metric(REFUSED, (FLOOD - room).into());
+    let held = await_some(|| {
+        (server.service.status("Threads") == threads + u64::from(room)).then_some(())
+    });
+    assert!(held.is_some(), "{threads} became {} threads", server.service.status("Threads"));
+    let grown = server.service.status("VmRSS").saturating_sub(memory);
+    assert!(grown <= u64::from(room) * kib_each, "{room} connections cost {grown} KiB");
     legitimate.echo(b"meanwhile");
-    Raw::join(server.address, new_session()).echo(b"a new one, meanwhile");
+    if everybody_fits {
+        Endpoint::to(client.address).echo(b"a new one, meanwhile");
+    }
+    assert_eq!(server.metric(TIMED_OUT), 0, "all of them are still open");
     // A byte now and then does not buy time.
-    let _ = slow[0].stream.write_all(&[4]);
-    for raw in &mut slow {
+    let _ = half_open[0].stream.write_all(&[4]);
+    for raw in &mut half_open {
         assert!(raw.is_closed());
     }
-    server.await_metric("connection_failures_total{reason=\"timeout\"}", 200);
+    server.await_metric(TIMED_OUT, room.into());
+    assert_eq!(server.metric(REFUSED), (FLOOD - room).into());
     legitimate.echo(b"after");
+    Endpoint::to(client.address).echo(b"a new one, after");
+    let connections = if everybody_fits { 24 } else { 16 };
+    for side in [&server, &client] {
+        side.await_metric("connections", connections);
+        assert_eq!(side.metric("connections_up_total"), connections, "none was lost");
+    }
+}
+
+#[test]
+fn a_flood_of_half_open_connections_ends_in_time_and_hurts_nobody() {
+    // Measured: 12, the first pages of a stack.
+    flood(Protection::Plain, FLOOD, 24);
+}
+
+#[test]
+fn a_flood_of_half_open_tls_handshakes_ends_in_time_and_hurts_nobody() {
+    // Measured: 57, OpenSSL's buffers.
+    flood(Protection::Tls, FLOOD, 96);
+}
+
+#[test]
+fn a_flood_over_the_limit_takes_no_more_than_the_limit() {
+    flood(Protection::Tls, 300, 96);
 }
 
 #[test]

@@ -159,7 +159,7 @@ fn pump(address: SocketAddr, stop: &AtomicBool) {
     }
 }
 
-/// Stops one of two processes for 3 s under load, and looks at the memory of both.
+/// Stops one of two processes for 5 s under load, and looks at the memory of both.
 fn stand_still(stands: impl Fn(&Side, &Side) -> i32) {
     let (echo, pki) = (Echo::start(), Pki::new());
     let server = Side::server(echo.address, &words(&Protection::Tls.server(&pki)));
@@ -173,8 +173,8 @@ fn stand_still(stands: impl Fn(&Side, &Side) -> i32) {
         client.await_at_least("datagrams_total{direction=\"to-udp\"}", 1000);
         let before = [&server, &client].map(|side| side.service.status("VmRSS"));
         nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
-        // The load goes on; nothing tells when 3 s of it are over but the clock.
-        poll(&mut [], PollTimeout::from(3000u16)).unwrap();
+        // The load goes on; nothing tells when 5 s of it are over but the clock.
+        poll(&mut [], PollTimeout::from(5000u16)).unwrap();
         let during = [&server, &client].map(|side| side.service.status("VmRSS"));
         nix::sys::signal::kill(pid, Signal::SIGCONT).unwrap();
         for (before, during) in before.into_iter().zip(during) {

@@ -18,7 +18,7 @@ impl Admission {
 
     /// Counts one more client of `address`, or returns false at the limit.
     pub fn admit(&mut self, address: IpAddr) -> bool {
-        let clients = self.clients.entry(network_of(address)).or_default();
+        let clients = self.clients.entry(household(address)).or_default();
         if self.per_address_max > 0 && *clients >= self.per_address_max {
             return false;
         }
@@ -28,7 +28,7 @@ impl Admission {
 
     /// One admitted client of `address` is gone.
     pub fn release(&mut self, address: IpAddr) {
-        let address = network_of(address);
+        let address = household(address);
         if let Some(clients) = self.clients.get_mut(&address) {
             *clients = clients.saturating_sub(1);
             if *clients == 0 {
@@ -38,9 +38,8 @@ impl Admission {
     }
 }
 
-/// What counts as one address: of IPv6 the /64, which is what one household has (RFC 6177); an
-/// IPv4-mapped one as IPv4.
-pub(super) fn network_of(address: IpAddr) -> IpAddr {
+/// What counts as one address: of IPv6 the /64 (RFC 6177), of IPv4 in IPv6 the IPv4 address.
+pub fn household(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
         v4 @ IpAddr::V4(_) => v4,

@@ -29,9 +29,26 @@ impl Backoff {
     }
 }
 
+/// `delay` and up to a fifth more or less, as `chance` falls: from 0, a fifth less, to its maximum,
+/// a fifth more. Those who wait for the same thing thus do not all come at once.
+pub fn jittered(delay: Duration, chance: u16) -> Duration {
+    let fifth = delay / 5;
+    fifth * 4 + fifth * 2 / u32::from(u16::MAX) * u32::from(chance)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chance_moves_a_delay_by_a_fifth() {
+        let second = Duration::from_secs(1);
+        let delays = [0, 1 << 15, u16::MAX].map(|chance| jittered(second, chance).as_micros());
+        assert!(delays[0] == 800_000, "{delays:?}");
+        assert!((999_000..=1_001_000).contains(&delays[1]), "{delays:?}");
+        assert!((1_199_000..=1_200_000).contains(&delays[2]), "{delays:?}");
+        assert_eq!(jittered(Duration::ZERO, 7), Duration::ZERO);
+    }
 
     #[test]
     fn doubles_up_to_the_longest_and_starts_anew() {

@@ -39,6 +39,10 @@ impl Load {
 /// are more than a few.
 const STAYS_LEN: usize = 32_768;
 
+/// Bytes that may wait in the queue of a connection; one batch more may come on top. Datagrams
+/// alone do not bound memory: they have up to 64 KiB, and a session up to 64 connections.
+pub const QUEUED_LEN_MAX: usize = 1 << 20;
+
 #[derive(Debug, Clone, Copy)]
 struct Link {
     id: u64,
@@ -86,7 +90,8 @@ impl LinkChoice {
                 link.progress = now;
             }
             let is_stalled = now.saturating_duration_since(link.progress) >= STALLED_AFTER;
-            let has_room = load.queued_datagrams < queue_datagrams_max;
+            let has_room =
+                load.queued_datagrams < queue_datagrams_max && load.queued < QUEUED_LEN_MAX;
             (has_room, is_stalled, load)
         };
         if let Some(last) = self.last {
@@ -164,6 +169,23 @@ mod tests {
         };
         assert_eq!(choice.choose(now, load([2, 1])), Some(1));
         assert_eq!(choice.choose(now, load([2, 2])), None);
+    }
+
+    #[test]
+    fn a_queue_of_large_datagrams_is_full_by_its_bytes() {
+        let now = start();
+        let mut choice = LinkChoice::new(65_535);
+        choice.add(0, now);
+        choice.add(1, now);
+        let load = |queued: [usize; 2]| {
+            move |id: u64| Load {
+                queued_datagrams: 20,
+                queued: queued[id as usize],
+                ..Load::default()
+            }
+        };
+        assert_eq!(choice.choose(now, load([QUEUED_LEN_MAX, QUEUED_LEN_MAX - 1])), Some(1));
+        assert_eq!(choice.choose(now, load([QUEUED_LEN_MAX; 2])), None);
     }
 
     #[test]

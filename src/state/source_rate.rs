@@ -1,6 +1,6 @@
 //! How many requests an address may make in a second, for as many addresses as there is room for.
 
-use super::admission::network_of;
+use super::admission::household;
 use super::slots::{Slot, Slots};
 use super::token_bucket::TokenBucket;
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ impl SourceRate {
         if self.per_second == 0 {
             return true;
         }
-        let address = network_of(address);
+        let address = household(address);
         let slot = match self.slots.get(&address) {
             Some(slot) => *slot,
             None => self.insert(address),

@@ -1,5 +1,6 @@
 //! `udpferry check pool` against servers that work and servers that do not.
 
+use crate::pair::{Raw, new_session};
 use crate::support::pki::{Issued, authority};
 use crate::support::{Echo, PATIENCE, Scratch, Service, free_port, remote, run};
 use std::io::{Read, Write};
@@ -172,8 +173,9 @@ fn a_server_that_is_something_else_is_told() {
 fn a_full_server_is_told() {
     let echo = Echo::start();
     let (service, port) = server(echo.address, &["--no-tls", "--max-sessions=1"]);
-    check(port, &["--no-tls"]).works(&["echoed"]);
-    // The first session is kept for its grace, and there is no second one.
+    // A session in use, which nobody has to leave for a second one.
+    let mut raw = Raw::join(([127, 0, 0, 1], port).into(), new_session());
+    raw.echo(b"hello");
     check(port, &["--no-tls"]).fails("closed the connection", &["--max-sessions"]);
     service.await_log("--max-sessions 1 are open");
 }

@@ -1,12 +1,14 @@
 //! Timeouts and limits, each with what happens when it is reached.
 
-use crate::pair::{Endpoint, Raw, Side, new_session};
-use crate::support::{Echo, free_port};
+use crate::pair::{Endpoint, Pki, Protection, Raw, Side, new_session, payload, words};
+use crate::support::kernel::raise_own_descriptor_limit;
+use crate::support::{Echo, await_some, free_port};
 use std::io::Write;
 use std::net::UdpSocket;
 
 const PLAIN: &str = "--no-tls";
 const REFUSED: &str = "connection_failures_total{reason=\"limit\"}";
+const TIMED_OUT: &str = "connection_failures_total{reason=\"timeout\"}";
 
 #[test]
 fn an_endpoint_that_falls_silent_loses_its_session_and_gets_another() {
@@ -88,6 +90,26 @@ fn the_server_closes_a_session_that_is_silent_both_ways() {
 }
 
 #[test]
+fn neither_joins_nor_pieces_of_a_frame_keep_a_silent_session() {
+    let echo = Echo::start();
+    let args = [PLAIN, "--session-timeout=1", "--max-connections-per-session=1000"];
+    let server = Side::server(echo.address, &args);
+    let session = new_session();
+    let mut raws = vec![Raw::join(server.address, session)];
+    // A datagram of 65,280 bytes, which never becomes whole.
+    raws[0].stream.write_all(&[255, 0]).unwrap();
+    let closed = await_some(|| {
+        if raws.len() < 500 {
+            raws.push(Raw::join(server.address, session));
+        }
+        // In the end nobody takes it any more.
+        let _ = raws[0].stream.write_all(&[7]);
+        server.service.log().contains("closed (Silent)").then_some(())
+    });
+    assert!(closed.is_some(), "{} connections keep it", raws.len());
+}
+
+#[test]
 fn within_the_grace_a_session_keeps_its_source_port() {
     let echo = Echo::start();
     let server = Side::server(echo.address, &[PLAIN, "--session-grace=60"]);
@@ -101,6 +123,7 @@ fn within_the_grace_a_session_keeps_its_source_port() {
     raw.echo(b"after");
     assert_eq!(echo.source(), source);
     assert_eq!(server.metric("sessions_opened_total"), 1);
+    assert_eq!(server.metric("reconnects_total"), 1);
 }
 
 #[test]
@@ -121,6 +144,16 @@ fn after_the_grace_a_session_is_gone() {
         raw.echo(b"after");
         assert_ne!(echo.source(), source);
     }
+}
+
+#[test]
+fn a_session_that_falls_silent_in_its_grace_ends_as_silent() {
+    let echo = Echo::start();
+    let args = [PLAIN, "--session-timeout=0.5", "--session-grace=600"];
+    let server = Side::server(echo.address, &args);
+    Raw::join(server.address, new_session()).echo(b"hello");
+    server.await_metric("sessions", 0);
+    server.service.await_log("closed (Silent)");
 }
 
 #[test]
@@ -174,6 +207,88 @@ fn sessions_over_the_limit_are_refused() {
 }
 
 #[test]
+fn at_the_limit_sessions_without_connections_go_first() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-sessions=2", "--session-grace=600"]);
+    let mut used = Raw::join(server.address, new_session());
+    used.echo(b"used");
+    for _ in 0..5 {
+        let mut raw = Raw::join(server.address, new_session());
+        raw.echo(b"in the place of one in its grace");
+        drop(raw);
+        server.await_metric("connections", 1);
+    }
+    server.await_metric("sessions", 2);
+    used.echo(b"unhurt");
+    assert_eq!(server.metric(REFUSED), 0);
+}
+
+#[test]
+fn at_the_limit_the_oldest_session_that_never_carried_anything_goes() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-sessions=3"]);
+    let mut used = Raw::join(server.address, new_session());
+    used.echo(b"used");
+    let mut silent: Vec<_> = (2..4)
+        .map(|count| {
+            let raw = Raw::join(server.address, new_session());
+            server.await_metric("sessions", count);
+            raw
+        })
+        .collect();
+    let mut newcomer = Raw::join(server.address, new_session());
+    newcomer.echo(b"there is room");
+    assert!(silent.remove(0).is_closed());
+    for raw in [&mut used, &mut newcomer, &mut silent[0]] {
+        raw.echo(b"unhurt");
+    }
+    assert!(Raw::join(server.address, new_session()).is_closed(), "all are in use");
+    server.await_metric("sessions", 3);
+}
+
+#[test]
+fn at_the_limit_connections_of_a_session_that_never_carried_anything_go() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-connections=4"]);
+    let mut used = Raw::join(server.address, new_session());
+    used.echo(b"used");
+    let session = new_session();
+    let mut silent = [0; 3].map(|_| Raw::join(server.address, session));
+    server.await_metric("connections", 4);
+    Raw::join(server.address, new_session()).echo(b"there is room");
+    for raw in &mut silent {
+        assert!(raw.is_closed());
+    }
+    used.echo(b"unhurt");
+}
+
+#[test]
+fn half_open_connections_are_limited_and_the_oldest_go() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "--max-handshakes=5"]);
+    let mut raws: Vec<_> = (0..20).map(|_| Raw::connect(server.address)).collect();
+    server.await_metric(REFUSED, 15);
+    Raw::join(server.address, new_session()).echo(b"there is room");
+    for raw in &mut raws[..16] {
+        assert!(raw.is_closed());
+    }
+    raws[19].stream.write_all(&new_session().bytes()).unwrap();
+    raws[19].echo(b"in time");
+    server.service.await_log("--max-handshakes");
+}
+
+#[test]
+fn without_session_ids_too_a_connection_must_say_something_in_time() {
+    let echo = Echo::start();
+    let args = [PLAIN, "--framing=mullvad", "--handshake-timeout=0.3"];
+    let server = Side::server(echo.address, &args);
+    assert!(Raw::connect(server.address).is_closed());
+    server.await_metric("connection_failures_total{reason=\"timeout\"}", 1);
+    assert_eq!(server.metric("sessions_opened_total"), 0);
+    Raw::connect(server.address).echo(b"hello");
+}
+
+#[test]
 fn connections_of_one_session_are_limited() {
     let echo = Echo::start();
     let server = Side::server(echo.address, &[PLAIN, "--max-connections-per-session=2"]);
@@ -201,28 +316,84 @@ fn endpoints_over_the_limit_get_nothing() {
     first.echo(b"unhurt");
 }
 
-#[test]
-fn a_handshake_must_end_in_time_and_slow_ones_hurt_nobody() {
-    let echo = Echo::start();
-    let server = Side::server(echo.address, &[PLAIN, "--handshake-timeout=1"]);
-    let mut legitimate = Raw::join(server.address, new_session());
+/// Half-open connections of a flood, a thread each on the server.
+const FLOOD: u16 = 1000;
+
+/// 1000 connections that say 3 bytes and no more, beside a session that must not notice. There is
+/// room for so many of them below `--max-connections`, and each may cost the server `kib_each`.
+fn flood(protection: Protection, room: u16, kib_each: u64) {
+    raise_own_descriptor_limit();
+    let everybody_fits = room == FLOOD;
+    let (echo, pki) = (Echo::start(), Pki::new());
+    // Of 8 connections each: a session from before and, if everybody fits, one that comes meanwhile.
+    let connections_max = room + if everybody_fits { 16 } else { 8 };
+    let mut args = protection.server(&pki);
+    args.push("--handshake-timeout=5".to_owned());
+    args.push(format!("--max-connections={connections_max}"));
+    // More than come: this is about the limit of connections.
+    args.push("--max-handshakes=2000".to_owned());
+    let server = Side::server(echo.address, &words(&args));
+    let client = Side::client(server.address, &words(&protection.client(&pki)));
+    let legitimate = Endpoint::to(client.address);
     legitimate.echo(b"before");
-    let mut slow: Vec<_> = (0..200)
-        .map(|_| {
+    for side in [&server, &client] {
+        side.await_metric("connections", 8);
+    }
+    let (threads, memory) = (server.service.status("Threads"), server.service.status("VmRSS"));
+    let mut half_open: Vec<_> = (0..FLOOD)
+        .map(|number| {
             let mut raw = Raw::connect(server.address);
-            raw.stream.write_all(&[1, 2, 3]).unwrap();
+            // One over the limit may have been closed by now.
+            let _ = raw.stream.write_all(&[1, 2, 3]);
+            if number % 10 == 0 {
+                legitimate.echo(&payload(1200, number.into()));
+            }
             raw
         })
         .collect();
+    server.await_metric(REFUSED, (FLOOD - room).into());
+    let held = await_some(|| {
+        (server.service.status("Threads") == threads + u64::from(room)).then_some(())
+    });
+    assert!(held.is_some(), "{threads} became {} threads", server.service.status("Threads"));
+    let grown = server.service.status("VmRSS").saturating_sub(memory);
+    assert!(grown <= u64::from(room) * kib_each, "{room} connections cost {grown} KiB");
     legitimate.echo(b"meanwhile");
-    Raw::join(server.address, new_session()).echo(b"a new one, meanwhile");
+    if everybody_fits {
+        Endpoint::to(client.address).echo(b"a new one, meanwhile");
+    }
+    assert_eq!(server.metric(TIMED_OUT), 0, "all of them are still open");
     // A byte now and then does not buy time.
-    let _ = slow[0].stream.write_all(&[4]);
-    for raw in &mut slow {
+    let _ = half_open[0].stream.write_all(&[4]);
+    for raw in &mut half_open {
         assert!(raw.is_closed());
     }
-    server.await_metric("connection_failures_total{reason=\"timeout\"}", 200);
+    server.await_metric(TIMED_OUT, room.into());
+    assert_eq!(server.metric(REFUSED), (FLOOD - room).into());
     legitimate.echo(b"after");
+    Endpoint::to(client.address).echo(b"a new one, after");
+    let connections = if everybody_fits { 24 } else { 16 };
+    for side in [&server, &client] {
+        side.await_metric("connections", connections);
+        assert_eq!(side.metric("connections_up_total"), connections, "none was lost");
+    }
+}
+
+#[test]
+fn a_flood_of_half_open_connections_ends_in_time_and_hurts_nobody() {
+    // Measured: 12, the first pages of a stack.
+    flood(Protection::Plain, FLOOD, 24);
+}
+
+#[test]
+fn a_flood_of_half_open_tls_handshakes_ends_in_time_and_hurts_nobody() {
+    // Measured: 57, OpenSSL's buffers.
+    flood(Protection::Tls, FLOOD, 96);
+}
+
+#[test]
+fn a_flood_over_the_limit_takes_no_more_than_the_limit() {
+    flood(Protection::Tls, 300, 96);
 }
 
 #[test]
@@ -236,6 +407,30 @@ fn an_attempt_to_connect_ends_in_time() {
     Endpoint::to(client.address).send(b"hello");
     client.await_at_least("connection_failures_total{reason=\"timeout\"}", 2);
     client.service.await_log("no answer in time");
+}
+
+#[test]
+fn what_still_waits_when_its_session_expires_is_counted() {
+    // Nobody listens.
+    let server = ([127, 0, 0, 1], free_port()).into();
+    let client = Side::client(server, &[PLAIN, "--expire=0.2", "--backoff=9", "--pool-size=1"]);
+    Endpoint::to(client.address).send(b"hello");
+    client.await_metric("sessions_opened_total", 1);
+    client.await_metric("sessions", 0);
+    assert_eq!(client.metric("datagrams_dropped_total{reason=\"not-connected\"}"), 1);
+}
+
+#[test]
+fn every_address_of_a_name_is_tried_and_told_of() {
+    let port = free_port();
+    let args = [PLAIN, "--backoff=0.1", "--pool-size=1"];
+    let client = Side::client_on("127.0.0.1", "localhost", port, &args);
+    Endpoint::to(client.address).send(b"hello");
+    let line = client.service.await_log("uplink to localhost");
+    for address in std::net::ToSocketAddrs::to_socket_addrs(&("localhost", port)).unwrap() {
+        assert!(line.contains(&format!("{address}: Connection refused")), "{line}");
+    }
+    assert_eq!(line.matches("Connection refused").count(), line.matches("; ").count());
 }
 
 #[test]

@@ -142,6 +142,28 @@ fn verbosity_says_how_much() {
 }
 
 #[test]
+fn no_log_holds_a_session_id_or_a_flood_of_sessions() {
+    let echo = Echo::start();
+    let args = [PLAIN, "--session-grace=0", "--max-sessions=65535"];
+    let server = Side::server(echo.address, &args);
+    let session = new_session();
+    let mut raw = Raw::join(server.address, session);
+    raw.echo(b"hello");
+    let whole = format!("{:032x}", u128::from_be_bytes(session.bytes()));
+    server.service.await_log(&format!("session {}: opened", &whole[..8]));
+    // A debug log has a line for each connection. It must not be the session's.
+    let log = || server.service.log().replace('-', "");
+    assert!(!log().contains(&whole[8..16]), "{}", log());
+    for _ in 0..150 {
+        Raw::join(server.address, new_session()).echo(b"hello");
+    }
+    server.await_metric("sessions", 1);
+    let lines = server.service.log().matches(": opened").count();
+    // A session has two lines, and 100 are free.
+    assert!((50..150).contains(&lines), "{lines} lines for 151 sessions");
+}
+
+#[test]
 fn a_mark_needs_a_capability_and_says_so() {
     let args = ["pool", "client", PLAIN, "-p", "0", "--mark=0xca6c", "127.0.0.1", "1"];
     let mut command = Command::new(UDPFERRY);

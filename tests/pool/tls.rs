@@ -124,14 +124,22 @@ fn a_refused_client_certificate_is_a_failure_and_waits_as_one() {
         let client = Side::client(server.address, &args);
         let endpoint = Endpoint::to(client.address);
         endpoint.send(b"secret");
-        // Each wait is twice as long as the one before: the whole backoff, not its tenth.
-        for wait in ["200ms", "400ms", "800ms"] {
+        let refused = "connection_failures_total{reason=\"client-certificate\"}";
+        for attempt in 1..=3 {
+            client.await_at_least(refused, attempt);
             // Something to write for every connection, which may fail before the alert is read.
             endpoint.send(b"secret");
-            let line = client.service.await_log(&format!("next attempt in {wait}"));
-            assert!(line.contains(" warning ") && line.contains(alert), "{line}");
         }
-        client.await_at_least("connection_failures_total{reason=\"client-certificate\"}", 3);
+        let log = client.service.log();
+        let told: Vec<_> =
+            log.lines().filter_map(|line| line.split_once("next attempt in ")).collect();
+        // Each wait is twice as long as the one before: the whole backoff, not its tenth.
+        for ((line, wait), expected) in told.into_iter().zip([200.0, 400.0, 800.0]) {
+            assert!(line.contains(" warning ") && line.contains(alert), "{line}");
+            let wait: f64 = wait.split_once("ms").unwrap().0.parse().unwrap();
+            // A fifth more or less, by chance.
+            assert!((wait - expected).abs() <= expected * 0.21, "{wait} for {expected}");
+        }
         let failed = "connections_down_total{reason=\"failed\"}";
         assert!(client.metric(failed) <= client.metric("connections_up_total"));
         for other in ["tls", "connect"] {

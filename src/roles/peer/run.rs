@@ -79,6 +79,8 @@ pub(super) struct Run {
     /// Standard input has ended; with how many lines.
     pub(super) input_ended: bool,
     pub(super) lines_typed: u64,
+    /// A pipe's line for which there is nobody or no room yet.
+    pub(super) held_line: Option<String>,
     pub(super) has_met: bool,
     pub(super) lost_lines: bool,
     pub(super) exit: Option<u8>,
@@ -121,10 +123,6 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
     let handshakes = Handshakes::new(private);
     greet_user(&mut terminal, &room, is_new, &handshakes, listening.as_ref());
     let now = clock::now();
-    let waits_at_most = !terminal.is_interactive()
-        && !config.forwarding.is_any()
-        && !config.connect_timeout.is_zero();
-    let give_up = waits_at_most.then(|| now + config.connect_timeout);
     let mut run = Run {
         probes: ProbeAuth::new(&keys),
         pins: Pins::new(config.peer_keys.clone()),
@@ -153,9 +151,10 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
         probe_buffer: Vec::new(),
         next_tick: now,
         next_address_check: now + ADDRESS_CHECK,
-        give_up,
+        give_up: None,
         input_ended: false,
         lines_typed: 0,
+        held_line: None,
         has_met: false,
         lost_lines: false,
         exit: None,
@@ -163,6 +162,9 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
         detect_token,
     };
     run.nat.tries_hard = run.config.hard;
+    if !run.terminal.is_interactive() && !run.config.forwarding.is_any() {
+        run.give_up = run.waits_until(now);
+    }
     run.announce()?;
     let code = run.until_stopped(&mut frame)?;
     run.leave();
@@ -329,22 +331,31 @@ impl Run {
     }
 
     fn end_if_done(&mut self, now: Instant) {
-        if self.exit.is_some() {
+        if self.exit.is_some() || self.terminal.is_interactive() || self.config.forwarding.is_any() {
             return;
         }
-        if !self.has_met && self.give_up.is_some_and(|give_up| give_up <= now) {
+        let is_alone = !self.members.iter().flatten().any(|member| member.is_here);
+        if is_alone && self.held_line.is_some() && self.give_up.is_none() {
+            self.give_up = self.waits_until(now);
+        }
+        if is_alone && self.give_up.is_some_and(|give_up| give_up <= now) {
             self.terminal.notice("nobody could be reached");
             self.exit = Some(1);
         }
-        if self.input_ended && !self.config.forwarding.is_any() {
+        if self.input_ended && self.has_met && self.held_line.is_none() {
             let is_idle = self.members.iter().flatten().all(|it| it.chat.next_due().is_none());
-            let is_alone = !self.members.iter().flatten().any(|member| member.is_here);
             // Who only listens stays until the others have gone.
             let is_done = if self.lines_typed > 0 { is_idle } else { is_alone };
-            if self.has_met && is_done {
+            if is_done {
                 self.exit = Some(u8::from(self.lost_lines));
             }
         }
+    }
+
+    /// How long a pipe waits for somebody to come.
+    fn waits_until(&self, now: Instant) -> Option<Instant> {
+        let timeout = self.config.connect_timeout;
+        (!timeout.is_zero()).then(|| now + timeout)
     }
 
     /// Nobody is waited for any more: somebody is here.

@@ -14,28 +14,38 @@ const PARTS_MAX: u32 = 8;
 const QUOTED_CHARS: usize = 40;
 
 impl Run {
-    /// Does what was typed. In a pipe, lines wait until somebody is there and has room for them.
+    /// Does what was typed. In a pipe, a line waits until somebody is there and has room for it, and
+    /// the pipe with it.
     pub(super) fn read_terminal(&mut self, now: Instant) {
-        while self.terminal.is_interactive() || self.may_say_more() {
-            let Some(typed) = self.terminal.typed.drain().next() else {
-                break;
-            };
+        loop {
+            let typed = self.held_line.take().map(Typed::Line);
+            let typed = typed.or_else(|| self.terminal.typed.drain().next());
             match typed {
-                Typed::End if self.terminal.is_interactive() => {
+                None => return,
+                Some(Typed::End) if self.terminal.is_interactive() => {
                     self.exit = Some(0);
+                    return;
                 }
-                Typed::End => {
+                Some(Typed::End) => {
                     self.input_ended = true;
-                    break;
+                    return;
                 }
-                Typed::NotText => {
+                Some(Typed::NotText) => {
                     self.terminal.notice("not sent: the line is not UTF-8");
                     self.lost_lines = true;
                 }
-                Typed::Line(line) if self.terminal.is_interactive() && line.starts_with('/') => {
-                    self.obey(line.trim());
+                Some(Typed::Line(line)) if self.terminal.is_interactive() => {
+                    if line.starts_with('/') {
+                        self.obey(line.trim());
+                    } else {
+                        self.say(&line, now);
+                    }
                 }
-                Typed::Line(line) => self.say(&line, now),
+                Some(Typed::Line(line)) if self.may_say_more() => self.say(&line, now),
+                Some(Typed::Line(line)) => {
+                    self.held_line = Some(line);
+                    return;
+                }
             }
         }
     }

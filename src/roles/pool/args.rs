@@ -36,8 +36,8 @@ const QUEUE: Opt = Opt::value(
     &["--queue"],
     "DATAGRAMS",
     Some("128"),
-    "Datagrams that may wait for a connection, 1 to 65535; when all connections have so many, \
-     further ones are dropped: stale datagrams help nobody.",
+    "Datagrams that may wait for a connection, 1 to 65535, and 1 MiB at the most; when all \
+     connections have so many, further ones are dropped: stale datagrams help nobody.",
 );
 
 const FRAMING: Opt = Opt::value(
@@ -60,7 +60,8 @@ const MAX_SESSIONS: Opt = Opt::value(
     &["--max-sessions"],
     "N",
     Some("512"),
-    "Sessions, one for each UDP endpoint of the clients, 1 to 65535; further ones are refused.",
+    "Sessions, one for each UDP endpoint of the clients, 1 to 65535; further ones are refused. A \
+     server first gives up one without connections, or one that has never carried a datagram.",
 );
 
 const NO_TLS: Opt = Opt::switch(&["--no-tls"], "Plain TCP: anybody on the path reads along.");
@@ -104,6 +105,7 @@ fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
             port: port_argument(m, "DST_PORT")?,
         },
         bind: bind_address(m)?,
+        bind_is_default: !m.given("--bind-address") && !m.given("--bind-port"),
         framing: match m.required("--framing", choice(&["pool", "mullvad"]))? {
             "mullvad" => Framing::Mullvad,
             _ => Framing::Pool,

@@ -2,33 +2,44 @@
 
 use crate::net::stream::Socket;
 use crate::net::sys::sockopt;
-use crate::runtime::metrics::Gauge;
+use crate::runtime::metrics::{Counter, Gauge};
 use crate::runtime::queue::{NotSent, Sender};
 use crate::runtime::stock::Stock;
 use crate::state::link_choice::{LinkChoice, Load};
 use crate::wire::pool::write_frame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a batch holds before it is handed on: one TLS record (RFC 8446 §5.1).
 pub(super) const BATCH_LEN: usize = 16_384;
+/// Datagrams that have waited for so long, for a connection or in the queue of a stalled one, are
+/// dropped: what they carry has been sent again (TCP's and QUIC's first time-outs are at most 1 s,
+/// RFC 6298 §2.1, RFC 9002 §6.2.2), or is of no use any more (a call).
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(1);
 /// Idle batch buffers kept for the next one.
 pub(super) const BATCHES_KEPT: usize = 256;
 /// A buffer that grew past this, for a datagram larger than a batch, is not kept.
 const BUFFER_KEPT: usize = 2 * BATCH_LEN;
 
 /// Frames that wait for their connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Batch {
     pub(super) bytes: Vec<u8>,
     pub(super) datagrams: usize,
+    /// When the first of them came.
+    pub(super) since: Instant,
 }
 
 impl Batch {
     /// Whether nothing is in it.
     pub(super) fn is_empty(&self) -> bool {
         self.datagrams == 0
+    }
+
+    /// Whether nobody wants it any more.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= STALE_AFTER
     }
 
     /// Whether another datagram of `len` bytes should rather begin the next batch.
@@ -47,9 +58,9 @@ impl Batch {
 /// Buffers of batches that have been sent.
 pub(super) type Buffers = Stock<Vec<u8>>;
 
-/// A batch with a buffer from the stock.
-pub(super) fn new_batch(buffers: &Buffers) -> Batch {
-    Batch { bytes: buffers.take(|| Vec::with_capacity(BATCH_LEN)), datagrams: 0 }
+/// A batch of datagrams that come `now`, with a buffer from the stock.
+pub(super) fn new_batch(buffers: &Buffers, now: Instant) -> Batch {
+    Batch { bytes: buffers.take(|| Vec::with_capacity(BATCH_LEN)), datagrams: 0, since: now }
 }
 
 /// Gives a batch's buffer back.
@@ -67,12 +78,16 @@ pub(super) struct Waiting {
     bytes: AtomicUsize,
     /// The bytes of all queues.
     all: Arc<Gauge>,
+    /// Datagrams whose connection ended before they were written.
+    lost: Arc<Counter>,
 }
 
 impl Waiting {
-    /// Nothing waits yet for `socket`. `all` tells the bytes of all queues.
-    pub(super) fn new(socket: Socket, all: Arc<Gauge>) -> Waiting {
-        Waiting { socket, datagrams: AtomicUsize::new(0), bytes: AtomicUsize::new(0), all }
+    /// Nothing waits yet for `socket`. `all` tells the bytes of all queues; `lost` counts what waits
+    /// when both ends of the queue are gone.
+    pub(super) fn new(socket: Socket, all: Arc<Gauge>, lost: Arc<Counter>) -> Waiting {
+        let (datagrams, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Waiting { socket, datagrams, bytes, all, lost }
     }
 
     fn add(&self, datagrams: usize, bytes: usize) {
@@ -81,7 +96,7 @@ impl Waiting {
         self.all.add(signed(bytes));
     }
 
-    /// The kernel has taken these.
+    /// The kernel has taken these, or they were given up.
     pub(super) fn subtract(&self, datagrams: usize, bytes: usize) {
         self.datagrams.fetch_sub(datagrams, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -115,6 +130,7 @@ impl Drop for Waiting {
     /// What waited for a connection that has ended waits no more.
     fn drop(&mut self) {
         self.all.add(-signed(*self.bytes.get_mut()));
+        self.lost.add(*self.datagrams.get_mut() as u64);
     }
 }
 
@@ -181,6 +197,7 @@ impl Links {
                 }
                 // The connection has just ended; its thread's word of that is on its way.
                 Err(NotSent::Closed(back)) => {
+                    link.waiting.subtract(datagrams, bytes);
                     batch = back;
                     self.remove(id);
                 }

@@ -1,19 +1,18 @@
 //! `pool client`: the main thread, which receives from the local endpoints and spreads each one's
 //! datagrams over its session's uplinks.
 
-use super::batch::{Batch, LinkHandle, Links, new_batch};
+use super::backlog::Backlog;
+use super::batch::{Batch, LinkHandle, Links, new_batch, recycle};
 use super::counters::DropReason;
 use super::link::{Sink, WAKE as LINK_WAKE};
-use super::lookup::{self, Lookup};
+use super::route::{Route, load_tls, route, try_mark};
 use super::server::Tells;
 use super::session::hand_over;
-use super::uplink::{Route, Tls, Uplink, Word};
-use super::{Activity, ClientConfig, ClientTls, Framing, Shared};
+use super::uplink::{Uplink, WORDS_MAX, Word};
+use super::{Activity, ClientConfig, ErrorRun, Shared};
 use crate::error::Error;
 use crate::net::random;
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
-use crate::net::tcp;
-use crate::net::tls::{ClientTrust, Identity, TlsError, connector};
 use crate::net::udp::UdpSocket;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
@@ -27,7 +26,7 @@ use mio::{Interest, Token};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const UDP: Token = Token(FIRST_OWN);
@@ -36,10 +35,11 @@ const UDP: Token = Token(FIRST_OWN);
 const STACK: usize = 256 * 1024;
 /// Messages from the uplinks that may wait; more make the sender wait.
 const MESSAGES_MAX: usize = 1024;
-/// Bytes that wait for a session's first connection, besides the limit of datagrams.
-const WAITING_LEN_MAX: usize = 1 << 20;
 /// How often idle sessions are looked for, at most.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often uplinks are told that a session without connections has something to send, at most.
+const NEED_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Word from the uplinks.
 #[derive(Debug)]
@@ -62,8 +62,44 @@ struct Session {
     uplinks: Vec<u64>,
     links: Links,
     activity: Arc<Activity>,
-    /// Datagrams on their way out, or waiting for the first connection.
-    batch: Batch,
+    /// What waits while there is no connection.
+    backlog: Backlog,
+    /// When the uplinks may be told again that they are needed.
+    next_need: Instant,
+}
+
+impl Session {
+    /// Tells the uplinks, now and then, that a fresh datagram waits for one of them.
+    fn ask_for_connection(&mut self, uplinks: &HashMap<u64, UplinkHandle>, now: Instant) {
+        if now < self.next_need {
+            return;
+        }
+        self.next_need = now + NEED_INTERVAL;
+        let uplinks = self.uplinks.iter().filter_map(|serial| uplinks.get(serial));
+        // One that has not looked yet need not be told twice.
+        for uplink in uplinks.filter(|uplink| uplink.words.waiting() == 0) {
+            let _ = uplink.words.send(Word::Needed);
+        }
+    }
+
+    /// Hands over what has waited for a connection and is not stale.
+    fn send_backlog(&mut self, shared: &Shared, now: Instant) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        let links = &mut self.links;
+        let mut batch = new_batch(&shared.buffers, now);
+        let stale = self.backlog.take(now, |came, datagram| {
+            if batch.is_full_for(datagram.len()) {
+                let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
+                hand_over(shared, links, full, now);
+            }
+            batch.push(datagram);
+            batch.since = batch.since.min(came);
+        });
+        shared.counters.drop(DropReason::Stale, stale);
+        hand_over(shared, links, batch, now);
+    }
 }
 
 struct Client {
@@ -76,6 +112,7 @@ struct Client {
     to_main: Sender<ToMain>,
     next_expiry: Option<Instant>,
     limit_log: LogGate,
+    errors: ErrorRun,
 }
 
 /// Serves until stopped.
@@ -109,6 +146,7 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
         to_main,
         next_expiry: None,
         limit_log: LogGate::new(1, 5),
+        errors: ErrorRun::default(),
     };
     let mut receive = ReceiveQueue::default();
     loop {
@@ -129,63 +167,6 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
             Happening::RoundOver(now) => client.expire(now),
         }
     }
-}
-
-/// SO_MARK is refused to everybody without CAP_NET_ADMIN: better said at the start than at each
-/// connection.
-fn try_mark(mark: u32) -> Result<(), Error> {
-    let doing = || format!("cannot mark packets with --mark {mark:#x} (needs CAP_NET_ADMIN)");
-    tcp::may_mark(mark).map_err(Error::while_doing(doing))
-}
-
-fn load_tls(tls: &ClientTls) -> Result<Tls, TlsError> {
-    let identity = tls
-        .files
-        .as_ref()
-        .map(|files| Identity::load(&files.certificate, &files.key))
-        .transpose()?;
-    let trust = ClientTrust {
-        ca: tls.ca.as_deref(),
-        any_server: false,
-        any_name: !tls.checks_name,
-        alpn: tls.alpn.as_deref(),
-        identity: identity.as_ref(),
-    };
-    Ok(Tls { connector: connector(&trust)?, server_name: tls.server_name.clone() })
-}
-
-fn route(config: &ClientConfig, shared: &Arc<Shared>) -> Result<Route, Error> {
-    let destination = config.shared.destination.clone();
-    let is_address = destination.host.parse::<std::net::IpAddr>().is_ok();
-    let fixed = if is_address || config.resolves_once {
-        let cannot = || format!("cannot resolve {destination}");
-        let mut found = lookup::addresses(&destination).map_err(Error::while_doing(cannot))?;
-        // As the peer's --resolve-once: IPv4 is preferred.
-        found.sort_by_key(SocketAddr::is_ipv6);
-        Some(found)
-    } else {
-        None
-    };
-    let lookup = match fixed {
-        Some(_) => None,
-        None => Some(
-            Lookup::start(destination.clone())
-                .map_err(Error::while_doing(|| "cannot start a thread"))?,
-        ),
-    };
-    Ok(Route {
-        shared: Arc::clone(shared),
-        destination,
-        fixed,
-        lookup,
-        tls: Mutex::new(config.tls.as_ref().map(load_tls).transpose()?.map(Arc::new)),
-        mark: config.mark,
-        connect_timeout: config.connect_timeout,
-        backoff: config.backoff,
-        sends_session_id: config.shared.framing == Framing::Pool,
-        queue_datagrams_max: config.shared.queue_datagrams_max,
-        log_gate: Mutex::new(LogGate::new(1, 8)),
-    })
 }
 
 impl Client {
@@ -210,24 +191,33 @@ impl Client {
         match self.socket.receive(queue) {
             Ok(received) if received == RECEIVE_BATCH => events.again(UDP, Readiness::READABLE),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.errors.is_over();
+                return;
+            }
             Err(_) => {
                 self.route.shared.counters.icmp_error();
-                events.again(UDP, Readiness::READABLE);
+                if self.errors.tries_again() {
+                    events.again(UDP, Readiness::READABLE);
+                }
                 return;
             }
         }
+        self.errors.is_over();
         let now = clock::now();
         let shared = Arc::clone(&self.route.shared);
         let kernel_drops = self.socket.new_kernel_drops(queue);
         shared.counters.drop(DropReason::ReceiveBufferFull, kernel_drops as usize);
+        // What one endpoint has sent in a row, if its session has a connection.
+        let mut batch = new_batch(&shared.buffers, now);
         let mut last: Option<SocketAddr> = None;
         for message in queue.messages() {
             let Some(endpoint) = message.source else {
                 continue;
             };
-            if last.is_some_and(|last| last != endpoint) {
-                self.dispatch(last, &shared, now);
+            if last.is_some_and(|last| last != endpoint) && !batch.is_empty() {
+                let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
+                self.dispatch(last, full, &shared, now);
             }
             last = Some(endpoint);
             if !self.sessions.contains_key(&endpoint) && !self.open_session(endpoint, now) {
@@ -238,35 +228,31 @@ impl Client {
                 continue;
             };
             session.activity.touch(now);
+            if session.links.is_empty() {
+                let max = self.route.queue_datagrams_max;
+                let push = |datagram| session.backlog.push(datagram, now, max);
+                let dropped = message.datagrams().map(push).sum();
+                shared.counters.drop(DropReason::NotConnected, dropped);
+                session.ask_for_connection(&self.uplinks, now);
+                continue;
+            }
             for datagram in message.datagrams() {
-                if session.links.is_empty() {
-                    let waits = &session.batch;
-                    if waits.datagrams >= self.route.queue_datagrams_max
-                        || waits.bytes.len() >= WAITING_LEN_MAX
-                    {
-                        shared.counters.drop(DropReason::NotConnected, 1);
-                        continue;
-                    }
-                } else if session.batch.is_full_for(datagram.len()) {
-                    let full = std::mem::replace(&mut session.batch, new_batch(&shared.buffers));
+                if batch.is_full_for(datagram.len()) {
+                    let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
                     hand_over(&shared, &mut session.links, full, now);
                 }
                 // UDP datagrams are shorter than the longest frame.
-                session.batch.push(datagram);
+                batch.push(datagram);
             }
         }
-        self.dispatch(last, &shared, now);
+        self.dispatch(last, batch, &shared, now);
     }
 
-    /// Hands a session's batch over, once it has a connection.
-    fn dispatch(&mut self, endpoint: Option<SocketAddr>, shared: &Shared, now: Instant) {
-        let session = endpoint.and_then(|endpoint| self.sessions.get_mut(&endpoint));
-        if let Some(session) = session.filter(|session| !session.links.is_empty()) {
-            if !session.batch.is_empty() {
-                let batch = std::mem::take(&mut session.batch);
-                hand_over(shared, &mut session.links, batch, now);
-                session.batch = new_batch(&shared.buffers);
-            }
+    /// Hands a batch of the endpoint's session over.
+    fn dispatch(&mut self, from: Option<SocketAddr>, batch: Batch, shared: &Shared, now: Instant) {
+        match from.and_then(|endpoint| self.sessions.get_mut(&endpoint)) {
+            Some(session) => hand_over(shared, &mut session.links, batch, now),
+            None => recycle(&shared.buffers, batch.bytes),
         }
     }
 
@@ -278,7 +264,7 @@ impl Client {
         };
         match opened {
             Ok(session) => {
-                log::info!("session {}: opened for {endpoint}", session.id);
+                self.route.shared.tell(session.id, &format_args!("opened for {endpoint}"));
                 self.sessions.insert(endpoint, session);
                 let counters = &self.route.shared.counters;
                 counters.sessions.add(1);
@@ -303,14 +289,18 @@ impl Client {
             uplinks: Vec::new(),
             links: Links::new(self.route.queue_datagrams_max),
             activity: Arc::clone(&activity),
-            batch: new_batch(&self.route.shared.buffers),
+            backlog: Backlog::default(),
+            // The first attempts are under way.
+            next_need: now + NEED_INTERVAL,
         };
         for _ in 0..self.config.pool_size {
             match self.start_uplink(id, endpoint, &activity) {
                 Ok(serial) => session.uplinks.push(serial),
                 // Fewer connections than asked for carry datagrams too.
                 Err(error) if !session.uplinks.is_empty() => {
-                    log::warn!("session {id}: only {} connections: {error}", session.uplinks.len());
+                    let count = session.uplinks.len();
+                    let few = format_args!("session {id}: only {count} connections: {error}");
+                    self.route.shared.warn(&few);
                     break;
                 }
                 Err(error) => return Err(error),
@@ -330,7 +320,7 @@ impl Client {
         self.uplinks_started += 1;
         let events = EventLoop::new()?;
         let wake = Wake::new(events.waker(LINK_WAKE)?);
-        let (word_sender, words) = queue::bounded(1, &wake);
+        let (word_sender, words) = queue::bounded(WORDS_MAX, &wake);
         let uplink = Uplink {
             route: Arc::clone(&self.route),
             serial,
@@ -343,6 +333,7 @@ impl Client {
             to_main: self.to_main.clone(),
             events,
             wake,
+            was_up: false,
         };
         let to_main = self.to_main.clone();
         let thread = thread::spawn("pool:up", serial, STACK, move || {
@@ -365,7 +356,7 @@ impl Client {
                     let session = self.sessions.get_mut(&endpoint);
                     if let Some(session) = session.filter(|session| session.id == id) {
                         session.links.add(link, now);
-                        self.dispatch(Some(endpoint), &shared, now);
+                        session.send_backlog(&shared, now);
                     }
                 }
                 ToMain::Down { endpoint, id } => {
@@ -389,19 +380,20 @@ impl Client {
             return;
         }
         let expire = self.config.expire;
-        let (uplinks, counters) = (&self.uplinks, &self.route.shared.counters);
+        let (uplinks, shared) = (&self.uplinks, &self.route.shared);
         self.sessions.retain(|endpoint, session| {
             let silent = now.saturating_duration_since(session.activity.last());
             if silent < expire {
                 return true;
             }
-            log::info!("session {}: closed, {endpoint} was silent", session.id);
+            shared.tell(session.id, &format_args!("closed, {endpoint} was silent"));
             for serial in &session.uplinks {
                 if let Some(uplink) = uplinks.get(serial) {
                     uplink.words.close();
                 }
             }
-            counters.sessions.add(-1);
+            shared.counters.sessions.add(-1);
+            shared.counters.drop(DropReason::NotConnected, session.backlog.datagrams());
             false
         });
         self.next_expiry =

@@ -1,7 +1,7 @@
 //! The server's thread of one connection: handshake, session id, then [`super::link`].
 
 use super::batch::{Batch, LinkHandle, Waiting};
-use super::counters::{LinkEnd, SetUpFailure};
+use super::counters::{DropReason, LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink, WAKE};
 use super::server::ToMain;
 use super::{Activity, Framing, Shared};
@@ -9,7 +9,7 @@ use crate::net::random;
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::Acceptor;
 use crate::runtime::clock;
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::wire::pool::{SESSION_ID_LEN, SessionId, is_client_hello};
 use mio::Interest;
@@ -39,6 +39,14 @@ pub(super) struct Connection {
     framing: Framing,
     queue_datagrams_max: usize,
     deadline: Instant,
+}
+
+/// What a connection has said first.
+#[derive(Debug)]
+struct Beginning {
+    session: SessionId,
+    /// A byte of the first frame.
+    read_ahead: Option<u8>,
 }
 
 /// What the main thread gives every connection.
@@ -88,8 +96,8 @@ impl Connection {
 
     /// The thread's body.
     pub(super) fn run(mut self) {
-        let session = match self.set_up() {
-            Ok(Some(session)) => session,
+        let Beginning { session, read_ahead } = match self.set_up() {
+            Ok(Some(beginning)) => beginning,
             Ok(None) => return,
             Err((failure, cause)) => {
                 self.shared.counters.set_up_failed(failure);
@@ -100,6 +108,7 @@ impl Connection {
         let waiting = Arc::new(Waiting::new(
             self.stream.socket().clone(),
             Arc::clone(&self.shared.counters.queued_bytes),
+            self.shared.counters.drop_counter(DropReason::ConnectionLost),
         ));
         let (batch_sender, batches) = queue::bounded::<Batch>(self.queue_datagrams_max, &self.wake);
         let link = LinkHandle { id: self.id, queue: batch_sender, waiting: Arc::clone(&waiting) };
@@ -113,7 +122,6 @@ impl Connection {
         log::debug!("connection {}: up in session {session}", self.address);
         self.shared.counters.connections_up.increment();
         self.shared.counters.connections.add(1);
-        begin.activity.touch(clock::now());
         let link = Link::new(
             Arc::clone(&self.shared),
             self.stream,
@@ -121,9 +129,10 @@ impl Connection {
             waiting,
             begin.sink,
             begin.activity,
-        );
+        )
+        .with_read_ahead(read_ahead);
         let orders = self.orders;
-        let end = link.serve(&mut self.events, || orders.is_closed());
+        let end = link.serve(&mut self.events, || orders.is_closed()).end;
         self.shared.counters.connections.add(-1);
         self.shared.counters.link_down(&end);
         match end {
@@ -135,9 +144,14 @@ impl Connection {
     }
 
     /// Handshake and session id, before the deadline. `None` when the process stops.
-    fn set_up(&mut self) -> Result<Option<SessionId>, (SetUpFailure, io::Error)> {
+    fn set_up(&mut self) -> Result<Option<Beginning>, (SetUpFailure, io::Error)> {
         let mut is_shaking_hands = true;
-        let mut id = [0; SESSION_ID_LEN];
+        let mut first = [0; SESSION_ID_LEN];
+        let id = match self.framing {
+            Framing::Pool => &mut first[..],
+            // Its first byte is proof enough that somebody is there.
+            Framing::Mullvad => &mut first[..1],
+        };
         let mut have = 0;
         loop {
             let now = clock::now();
@@ -169,33 +183,19 @@ impl Connection {
                         );
                         return Err((SetUpFailure::Alpn, cause));
                     }
-                    if self.framing == Framing::Mullvad {
-                        // An id of its own, which nobody else can ask for.
-                        let bytes =
-                            random::bytes().map_err(|error| (SetUpFailure::System, error))?;
-                        return Ok(Some(SessionId::from_random(bytes)));
-                    }
                 }
                 match self.stream.read(&mut id[have..]) {
                     Ok(0) => {
                         let cause = io::Error::new(
                             io::ErrorKind::UnexpectedEof,
-                            "closed before the session id",
+                            "closed before it said enough",
                         );
                         return Err((SetUpFailure::ProtocolError, cause));
                     }
                     Ok(len) => {
                         have += len;
-                        if have == SESSION_ID_LEN {
-                            // Within TLS it would be somebody's odd id, and no mistake.
-                            if matches!(self.stream, Stream::Plain(_)) && is_client_hello(&id) {
-                                let cause = io::Error::other(
-                                    "the client speaks TLS, this server was started with --no-tls \
-                                     instead of --cert",
-                                );
-                                return Err((SetUpFailure::TlsToPlain, cause));
-                            }
-                            return Ok(SessionId::parse(&id));
+                        if have == id.len() {
+                            return self.beginning(first).map(Some);
                         }
                         self.events.again(STREAM, readiness);
                     }
@@ -216,24 +216,40 @@ impl Connection {
         }
     }
 
+    /// What the first bytes say.
+    fn beginning(
+        &self,
+        first: [u8; SESSION_ID_LEN],
+    ) -> Result<Beginning, (SetUpFailure, io::Error)> {
+        if self.framing == Framing::Mullvad {
+            // An id of its own, which nobody else can ask for.
+            let bytes = random::bytes().map_err(|error| (SetUpFailure::System, error))?;
+            let session = SessionId::from_random(bytes);
+            return Ok(Beginning { session, read_ahead: Some(first[0]) });
+        }
+        // Within TLS it would be somebody's odd id, and no mistake.
+        if matches!(self.stream, Stream::Plain(_)) && is_client_hello(&first) {
+            let cause = io::Error::other(
+                "the client speaks TLS, this server was started with --no-tls instead of --cert",
+            );
+            return Err((SetUpFailure::TlsToPlain, cause));
+        }
+        let cause = || (SetUpFailure::ProtocolError, io::ErrorKind::InvalidData.into());
+        let session = SessionId::parse(&first).ok_or_else(cause)?;
+        Ok(Beginning { session, read_ahead: None })
+    }
+
     /// Waits for the main thread; `None` when it refuses.
     fn await_session(&mut self) -> Option<Begin> {
-        let mut stream = None;
         loop {
             self.events.wait(None).ok()?;
-            while let Some((token, readiness)) = self.events.next_ready() {
-                if token == STREAM {
-                    stream = Some(readiness);
-                    continue;
-                }
-                if self.orders.is_closed() {
-                    return None;
-                }
-                if let Some(begin) = self.orders.drain().next() {
-                    let ready = stream.unwrap_or(Readiness::READABLE);
-                    self.events.again(STREAM, ready);
-                    return Some(begin);
-                }
+            // Whatever the stream says meanwhile, the link looks at it first of all.
+            while self.events.next_ready().is_some() {}
+            if self.orders.is_closed() {
+                return None;
+            }
+            if let Some(begin) = self.orders.drain().next() {
+                return Some(begin);
             }
         }
     }

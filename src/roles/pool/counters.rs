@@ -12,6 +12,7 @@ use std::sync::Arc;
 pub(super) enum DropReason {
     QueuesFull,
     NotConnected,
+    Stale,
     ConnectionLost,
     SendBufferFull,
     SendFailed,
@@ -21,9 +22,10 @@ pub(super) enum DropReason {
 
 impl DropReason {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 7] = [
+    const LABELS: [&'static str; 8] = [
         "queues-full",
         "not-connected",
+        "stale",
         "connection-lost",
         "send-buffer-full",
         "send-failed",
@@ -84,6 +86,18 @@ impl SetUpFailure {
     ];
 }
 
+impl SetUpFailure {
+    /// How far a client's attempt came: the higher, the more the failure says of what is wrong.
+    pub(super) fn nearness(self) -> u8 {
+        match self {
+            SetUpFailure::ClientCertificate => 3,
+            SetUpFailure::Tls => 2,
+            SetUpFailure::Connect => 1,
+            _ => 0,
+        }
+    }
+}
+
 /// Counters of one side of the pool.
 pub(super) struct Counters {
     pub(super) sessions: Arc<Gauge>,
@@ -91,6 +105,7 @@ pub(super) struct Counters {
     pub(super) queued_bytes: Arc<Gauge>,
     pub(super) sessions_opened: Arc<Counter>,
     pub(super) connections_up: Arc<Counter>,
+    pub(super) reconnects: Arc<Counter>,
     pub(super) accept_errors: Arc<Counter>,
     pub(super) certificate_reload_errors: Arc<Counter>,
     connections_down: [Arc<Counter>; 3],
@@ -148,7 +163,11 @@ impl Counters {
                 .counter("udpferry_pool_sessions_opened_total", "Sessions opened."),
             connections_up: registry.counter(
                 "udpferry_pool_connections_up_total",
-                "Connections that came up; more than sessions need means reconnects.",
+                "Connections that came up.",
+            ),
+            reconnects: registry.counter(
+                "udpferry_pool_reconnects_total",
+                "Connections that came up in the place of one that had been up before.",
             ),
             accept_errors: registry.counter(
                 "udpferry_pool_accept_errors_total",
@@ -181,6 +200,11 @@ impl Counters {
         if count > 0 {
             self.dropped[reason as usize].add(count as u64);
         }
+    }
+
+    /// For those who count it themselves.
+    pub(super) fn drop_counter(&self, reason: DropReason) -> Arc<Counter> {
+        Arc::clone(&self.dropped[reason as usize])
     }
 
     pub(super) fn set_up_failed(&self, failure: SetUpFailure) {

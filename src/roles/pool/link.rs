@@ -23,6 +23,10 @@ pub(super) const WAKE: Token = Token(1);
 /// Room for one read of the stream: two of the longest frames, eight TLS records.
 const INPUT_LEN: usize = 131_072;
 
+/// Writes in one turn, of a TLS record or so each: a socket that never blocks must not keep what
+/// arrives waiting.
+const WRITES_PER_TURN: usize = 16;
+
 /// Where datagrams from the stream go.
 #[derive(Debug, Clone)]
 pub(super) struct Sink {
@@ -44,6 +48,14 @@ impl Workbench {
     }
 }
 
+/// How a connection's work ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) end: LinkEnd,
+    /// Whether a whole datagram has come over it.
+    pub(super) has_received: bool,
+}
+
 /// A connection of a session.
 pub(super) struct Link {
     shared: Arc<Shared>,
@@ -57,6 +69,7 @@ pub(super) struct Link {
     writing: Vec<u8>,
     written: usize,
     writing_datagrams: usize,
+    has_received: bool,
 }
 
 impl Link {
@@ -80,18 +93,21 @@ impl Link {
             writing: Vec::new(),
             written: 0,
             writing_datagrams: 0,
+            has_received: false,
         }
+    }
+
+    /// The same, with a byte of the first frame that has been read already.
+    pub(super) fn with_read_ahead(mut self, byte: Option<u8>) -> Link {
+        self.unfinished.keep(byte.as_slice());
+        self
     }
 
     /// Carries datagrams both ways until the connection ends or `is_stopped`, which is asked at
     /// each wake. `events` watches the stream as [`STREAM`], and the queue wakes it as [`WAKE`].
-    pub(super) fn serve(
-        mut self,
-        events: &mut EventLoop,
-        is_stopped: impl Fn() -> bool,
-    ) -> LinkEnd {
-        // What arrived before this will not be told again.
-        events.again(STREAM, Readiness { readable: true, writable: true, read_closed: false });
+    pub(super) fn serve(mut self, events: &mut EventLoop, is_stopped: impl Fn() -> bool) -> Ended {
+        // What arrived before this will not be told again, the end included.
+        events.again(STREAM, Readiness { readable: true, writable: true, read_closed: true });
         events.again(WAKE, Readiness::READABLE);
         let end = loop {
             if let Err(end) = self.round(events, &is_stopped) {
@@ -105,10 +121,7 @@ impl Link {
         let socket = self.stream.socket();
         let _ = events.deregister(socket, STREAM);
         let _ = socket.tcp().shutdown(Shutdown::Both);
-        let lost: usize = self.writing_datagrams
-            + self.batches.drain().map(|batch| batch.datagrams).sum::<usize>();
-        self.shared.counters.drop(DropReason::ConnectionLost, lost);
-        end
+        Ended { end, has_received: self.has_received }
     }
 
     fn round(
@@ -122,7 +135,7 @@ impl Link {
         while let Some((token, readiness)) = events.next_ready() {
             verdict = match token {
                 WAKE if is_stopped() || self.batches.is_closed() => Err(LinkEnd::Stopped),
-                WAKE => self.write_batches(),
+                WAKE => self.write_batches(events),
                 STREAM => {
                     let bench = bench.get_or_insert_with(|| {
                         self.shared.workbenches.take(|| Box::new(Workbench::new()))
@@ -148,7 +161,7 @@ impl Link {
         bench: &mut Workbench,
     ) -> Result<(), LinkEnd> {
         if readiness.writable {
-            self.write_batches()?;
+            self.write_batches(events)?;
         }
         if readiness.readable || readiness.read_closed {
             self.read_frames(events, readiness, bench)?;
@@ -156,9 +169,10 @@ impl Link {
         Ok(())
     }
 
-    /// Writes what waits until the stream would block. Batches that wait together leave together.
-    fn write_batches(&mut self) -> Result<(), LinkEnd> {
-        loop {
+    /// Writes what waits until the stream would block, or its turn is over. Batches that wait
+    /// together leave together.
+    fn write_batches(&mut self, events: &mut EventLoop) -> Result<(), LinkEnd> {
+        for _ in 0..WRITES_PER_TURN {
             if self.written == self.writing.len() && !self.next_writing() {
                 return Ok(());
             }
@@ -181,13 +195,22 @@ impl Link {
                 }
             }
         }
+        events.again(STREAM, Readiness { readable: false, writable: true, read_closed: false });
+        Ok(())
     }
 
     /// Takes the next batches out of the queue, up to a TLS record's worth.
     fn next_writing(&mut self) -> bool {
         self.written = 0;
         self.writing.clear();
+        let now = clock::now();
         for batch in self.batches.drain() {
+            if batch.is_stale(now) {
+                self.waiting.subtract(batch.datagrams, batch.bytes.len());
+                self.shared.counters.drop(DropReason::Stale, batch.datagrams);
+                recycle(&self.shared.buffers, batch.bytes);
+                continue;
+            }
             self.writing_datagrams += batch.datagrams;
             if self.writing.is_empty() {
                 let empty = std::mem::replace(&mut self.writing, batch.bytes);
@@ -214,15 +237,18 @@ impl Link {
         let kept = self.unfinished.restore(input);
         let Filled { len: read, rest } =
             self.stream.fill(&mut input[kept..], readiness.read_closed);
-        // Connections that come up and go down again carry nothing.
-        if read > 0 {
-            self.activity.touch(clock::now());
-        }
         let mut frames = Frames::new(&input[..kept + read], BYTE_ORDER, DATAGRAM_LEN_MAX);
         let mut batch = self.sink.socket.batch(send);
         // No length is over the maximum: 16 bits cannot say one.
+        let mut carries = false;
         for datagram in frames.by_ref().flatten() {
             batch.push(self.sink.endpoint, datagram);
+            carries = true;
+        }
+        // Connections that come and go, and bytes that never become a datagram, are no traffic.
+        if carries {
+            self.has_received = true;
+            self.activity.touch(clock::now());
         }
         let report = batch.finish();
         if report.segmentation_refused {

@@ -18,6 +18,7 @@
 //! Whoever owns a connection (`link`) writes batches and sends what it reads straight to UDP.
 
 mod args;
+mod backlog;
 mod batch;
 mod check;
 mod client;
@@ -26,6 +27,7 @@ mod counters;
 mod link;
 mod lookup;
 mod probe;
+mod route;
 mod selftest;
 mod server;
 mod session;
@@ -45,6 +47,7 @@ use crate::runtime::clock;
 use crate::runtime::metrics::{FamilyInfo, Registry};
 use crate::runtime::stock::Stock;
 use crate::state::token_bucket::LogGate;
+use crate::wire::pool::SessionId;
 use counters::Counters;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -90,6 +93,8 @@ impl std::fmt::Display for Destination {
 struct SharedConfig {
     destination: Destination,
     bind: SocketAddr,
+    /// Neither address nor port was asked for.
+    bind_is_default: bool,
     framing: Framing,
     queue_datagrams_max: usize,
     sessions_max: usize,
@@ -111,6 +116,8 @@ struct ServerConfig {
     shared: SharedConfig,
     tls: Option<ServerTls>,
     connections_max: usize,
+    /// Without it, a part of `connections_max`.
+    set_ups_max: Option<usize>,
     connections_per_session_max: usize,
     handshake_timeout: Duration,
     session_timeout: Option<Duration>,
@@ -149,6 +156,8 @@ struct Shared {
     buffers: batch::Buffers,
     /// For lines that anybody on the network can cause.
     trouble_log: Mutex<LogGate>,
+    /// For the beginnings and ends of sessions, which anybody can cause too.
+    session_log: Mutex<LogGate>,
 }
 
 /// Threads that are in the middle of work at once: as many as cores, and some preempted ones.
@@ -162,6 +171,7 @@ impl Shared {
             receive_queues: Stock::new(WORKBENCHES_KEPT),
             buffers: batch::Buffers::new(batch::BATCHES_KEPT),
             trouble_log: Mutex::new(LogGate::new(1, 20)),
+            session_log: Mutex::new(LogGate::new(5, 100)),
         }
     }
 
@@ -172,13 +182,40 @@ impl Shared {
             log::warn!("{warning} ({more} more lines)");
         }
     }
+
+    /// What has become of a session, unless there have been too many such lines lately.
+    fn tell(&self, session: SessionId, news: &dyn std::fmt::Display) {
+        let mut gate = self.session_log.lock().unwrap_or_else(PoisonError::into_inner);
+        match gate.pass(clock::now()) {
+            Some(0) => log::info!("session {session}: {news}"),
+            Some(more) => log::info!("session {session}: {news} ({more} more lines)"),
+            None => {}
+        }
+    }
+}
+
+/// Errors in a row that receiving has met on one UDP socket.
+#[derive(Debug, Default)]
+struct ErrorRun(u8);
+
+impl ErrorRun {
+    /// One more; whether to try again at once. ICMP errors are told one by one and are over; an
+    /// error that stays would make the thread spin: it waits for the poll's next word.
+    fn tries_again(&mut self) -> bool {
+        self.0 = self.0.saturating_add(1);
+        self.0 <= 8
+    }
+
+    fn is_over(&mut self) {
+        self.0 = 0;
+    }
 }
 
 /// When a session last carried a datagram, either way; told by many threads.
 #[derive(Debug)]
 struct Activity {
     epoch: Instant,
-    /// Milliseconds since `epoch`.
+    /// Milliseconds since `epoch` and one more; 0 while it has carried nothing.
     last: AtomicU64,
 }
 
@@ -189,11 +226,18 @@ impl Activity {
 
     fn touch(&self, now: Instant) {
         let since = now.saturating_duration_since(self.epoch).as_millis();
-        self.last.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.last.store(since.saturating_add(1), Ordering::Relaxed);
     }
 
+    /// Since its beginning, if it has carried nothing.
     fn last(&self) -> Instant {
-        self.epoch + Duration::from_millis(self.last.load(Ordering::Relaxed))
+        let since = self.last.load(Ordering::Relaxed).saturating_sub(1);
+        self.epoch + Duration::from_millis(since)
+    }
+
+    fn has_carried(&self) -> bool {
+        self.last.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -216,4 +260,18 @@ pub fn metrics() -> Vec<FamilyInfo> {
     let mut registry = Registry::new();
     Counters::new(&mut registry);
     registry.families().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_stays_is_not_met_for_ever() {
+        let mut run = ErrorRun::default();
+        for _ in 0..3 {
+            assert_eq!((0..1000).filter(|_| run.tries_again()).count(), 8);
+            run.is_over();
+        }
+    }
 }

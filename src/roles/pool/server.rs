@@ -1,29 +1,26 @@
 //! `pool server`: the main thread, which groups accepted connections into sessions.
 
-use super::batch::{LinkHandle, Links};
-use super::connection::{Begin, Connection, Frame as ConnectionFrame};
-use super::counters::SetUpFailure;
-use super::link::Sink;
+mod admit;
+
+use super::batch::LinkHandle;
+use super::connection::Begin;
 use super::lookup::{self, Lookup};
-use super::session::{Orders, Session, SessionEnd, UDP, WAKE as SESSION_WAKE};
-use super::{Activity, Framing, ServerConfig, ServerTls, Shared};
+use super::session::{Orders, SessionEnd};
+use super::{Activity, ServerConfig, ServerTls, Shared};
 use crate::error::Error;
 use crate::net::tcp::{Keepalive, StreamOptions};
 use crate::net::tls::{Acceptor, Identity, TlsError};
-use crate::net::udp::{UdpSocket, any_port};
+use crate::net::udp::UdpSocket;
 use crate::roles::frame::{Frame, Happening, WAKE};
-use crate::roles::listening::{Listening, Room, room_for};
+use crate::roles::listening::{Listening, room_for};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
-use crate::runtime::event_loop::EventLoop;
-use crate::runtime::queue::{self, Receiver, Sender, Wake};
-use crate::runtime::thread::{self, Thread};
+use crate::runtime::queue::{self, Receiver, Sender};
+use crate::runtime::thread::Thread;
+use crate::state::set_ups::SetUps;
 use crate::state::token_bucket::LogGate;
 use crate::wire::pool::SessionId;
-use mio::Interest;
-use mio::net::TcpStream;
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,10 +37,16 @@ const MESSAGES_MAX: usize = 1024;
 /// Descriptors of a connection: stream, poll, waker. A session has three as well.
 const DESCRIPTORS_EACH: u64 = 4;
 
-/// A dead connection is given up after about half a minute: 15 s of silence and 3 probes, or 25 s
-/// of unacknowledged data. Batches avoid it long before that.
+/// A dead connection is given up after 25 s: of silence, with two probes in the last ten, or of
+/// unacknowledged data. Batches avoid it long before that.
 pub(super) const KEEPALIVE: Keepalive =
     Keepalive { idle: Duration::from_secs(15), interval: Duration::from_secs(5), probes: 2 };
+
+/// Without --max-handshakes so many of the connections may be without a session id: the others are
+/// safe from floods of those who say nothing.
+const SET_UPS_PART: usize = 4;
+/// The connections of the largest --pool-size come at once.
+const SET_UPS_MAX_LEAST: usize = 64;
 
 /// Two TLS records unsent in the kernel: what waits stays in our queue, where the next batch can
 /// see it and go elsewhere.
@@ -78,6 +81,8 @@ struct ConnectionHandle {
     /// The serial number of its session, once it has one.
     session: Option<u64>,
     address: SocketAddr,
+    /// It has been told to end, for another one's sake.
+    is_leaving: bool,
 }
 
 struct SessionHandle {
@@ -87,6 +92,8 @@ struct SessionHandle {
     thread: Thread<SessionEnd>,
     socket: Arc<UdpSocket>,
     activity: Arc<Activity>,
+    /// While it has no connections.
+    deserted_since: Option<Instant>,
 }
 
 struct Server {
@@ -98,8 +105,13 @@ struct Server {
     to_main: Sender<ToMain>,
     connections: HashMap<u64, ConnectionHandle>,
     connections_started: u64,
+    /// Those of them that are leaving.
+    connections_leaving: usize,
+    set_ups: SetUps,
     sessions: HashMap<SessionId, SessionHandle>,
     sessions_started: u64,
+    /// Sessions that had to go for another one, until their threads have ended.
+    sessions_leaving: HashMap<u64, (SessionId, Thread<SessionEnd>)>,
     connections_room: usize,
     limit_log: LogGate,
 }
@@ -122,13 +134,16 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
     let mut listening = Listening::open(
         &mut frame.events,
         &[config.shared.bind],
-        false,
+        config.shared.bind_is_default,
         &STREAM_OPTIONS,
         Arc::clone(&shared.counters.accept_errors),
     )?;
     let (to_main, from_threads) = queue::bounded(MESSAGES_MAX, &frame.wake()?);
     let connections_room = room_for(startup.open_files_max, DESCRIPTORS_EACH);
     frame.ready(startup)?;
+    let connections_max = config.connections_max.min(connections_room);
+    let set_ups_max =
+        config.set_ups_max.unwrap_or((connections_max / SET_UPS_PART).max(SET_UPS_MAX_LEAST));
     let mut server = Server {
         config,
         shared,
@@ -138,8 +153,11 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
         to_main,
         connections: HashMap::new(),
         connections_started: 0,
+        connections_leaving: 0,
+        set_ups: SetUps::new(set_ups_max),
         sessions: HashMap::new(),
         sessions_started: 0,
+        sessions_leaving: HashMap::new(),
         connections_room,
         limit_log: LogGate::new(1, 5),
     };
@@ -194,41 +212,6 @@ impl Server {
         }
     }
 
-    fn admit(&mut self, stream: TcpStream, address: SocketAddr, now: Instant) -> io::Result<Room> {
-        if self.connections.len() >= self.config.connections_max {
-            self.shared.counters.set_up_failed(SetUpFailure::Limit);
-            if let Some(more) = self.limit_log.pass(now) {
-                log::warn!(
-                    "connection {address}: refused: --max-connections {} are open ({more} more \
-                     lines)",
-                    self.config.connections_max
-                );
-            }
-            return Ok(Room::More);
-        }
-        // Never twice the same, not even after a failure: ends are told by it.
-        let id = self.connections_started;
-        self.connections_started += 1;
-        let frame = ConnectionFrame {
-            shared: &self.shared,
-            to_main: &self.to_main,
-            acceptor: self.acceptor.as_ref(),
-            framing: self.config.shared.framing,
-            queue_datagrams_max: self.config.shared.queue_datagrams_max,
-            handshake_timeout: self.config.handshake_timeout,
-        };
-        let (connection, orders) = Connection::new(&frame, id, address, stream)?;
-        let to_main = self.to_main.clone();
-        let thread = thread::spawn("pool:c", id, STACK, move || {
-            // Made here: a thread that did not start tells nothing.
-            let _gone = Tells { message: Some(ToMain::ConnectionGone { connection: id }), to_main };
-            connection.run();
-        })?;
-        self.connections.insert(id, ConnectionHandle { orders, thread, session: None, address });
-        let room = self.connections.len() + self.sessions.len() < self.connections_room;
-        Ok(if room { Room::More } else { Room::Full })
-    }
-
     /// Does what the threads' messages ask for; true if something has ended.
     fn listen_to_threads(&mut self, messages: &Receiver<ToMain>) -> bool {
         let mut has_ended = false;
@@ -249,124 +232,12 @@ impl Server {
         has_ended
     }
 
-    fn join(&mut self, connection: u64, session: SessionId, link: LinkHandle) {
-        if !self.sessions.contains_key(&session) {
-            if let Err(cause) = self.open_session(session) {
-                self.refuse(connection, &cause);
-                return;
-            }
-        }
-        let connections_max = self.config.connections_per_session_max;
-        let (Some(handle), Some(owner)) =
-            (self.connections.get_mut(&connection), self.sessions.get_mut(&session))
-        else {
-            return;
-        };
-        if owner.orders.connections() >= connections_max {
-            let cause = format!("its session has --max-connections-per-session {connections_max}");
-            self.refuse(connection, &cause);
-            return;
-        }
-        let begin = Begin {
-            sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None },
-            activity: Arc::clone(&owner.activity),
-        };
-        if !owner.orders.add(link) {
-            // The session ends at this moment, or has not kept up; the client comes again.
-            handle.orders.close();
-            return;
-        }
-        handle.session = Some(owner.serial);
-        // Only now: the target's answer to the first datagram must find the connection. One that
-        // has ended meanwhile says so itself.
-        let _ = handle.orders.send(begin);
-    }
-
-    fn refuse(&mut self, connection: u64, cause: &str) {
-        self.shared.counters.set_up_failed(SetUpFailure::Limit);
-        if let Some(handle) = self.connections.get(&connection) {
-            if let Some(more) = self.limit_log.pass(clock::now()) {
-                log::warn!("connection {}: refused: {cause} ({more} more lines)", handle.address);
-            }
-            handle.orders.close();
-        }
-    }
-
-    fn open_session(&mut self, id: SessionId) -> Result<(), String> {
-        if self.sessions.len() >= self.config.shared.sessions_max {
-            return Err(format!("--max-sessions {} are open", self.config.shared.sessions_max));
-        }
-        if let Some(lookup) = &self.lookup {
-            // For the next session: this one takes what is known.
-            let to_main = self.to_main.clone();
-            lookup.ask(move |found| match found {
-                Ok(targets) => drop(to_main.send_waiting(ToMain::Addresses(targets))),
-                Err(error) => log::warn!("cannot resolve the destination again: {error}"),
-            });
-        }
-        let now = clock::now();
-        let serial = self.sessions_started;
-        self.sessions_started += 1;
-        // The queue's memory is taken at once: not for more than there can be.
-        let connections_max =
-            self.config.connections_per_session_max.min(self.config.connections_max);
-        let activity = Arc::new(Activity::new(now));
-        let opened = self.connect_target().and_then(|mut socket| {
-            let mut events = EventLoop::new()?;
-            let wake = Wake::new(events.waker(SESSION_WAKE)?);
-            let (orders_sender, orders) = Orders::new(connections_max, &wake);
-            events.register(socket.source(), UDP, Interest::READABLE)?;
-            let socket = Arc::new(socket);
-            let session = Session {
-                shared: Arc::clone(&self.shared),
-                events,
-                orders,
-                socket: Arc::clone(&socket),
-                activity: Arc::clone(&activity),
-                links: Links::new(self.config.shared.queue_datagrams_max),
-                silence_max: self.config.session_timeout,
-                grace: match self.config.shared.framing {
-                    Framing::Pool => self.config.session_grace,
-                    // Nobody can come back to it.
-                    Framing::Mullvad => Duration::ZERO,
-                },
-                // Its first connection is on its way, whatever the grace.
-                deserted_until: Some(now + self.config.session_grace.max(FIRST_JOIN_MAX)),
-            };
-            let to_main = self.to_main.clone();
-            let thread = thread::spawn("pool:s", serial, STACK, move || {
-                let _gone = Tells { message: Some(ToMain::SessionGone { serial }), to_main };
-                session.run()
-            })?;
-            Ok((orders_sender, thread, socket))
-        });
-        let (orders, thread, socket) =
-            opened.map_err(|error| format!("cannot open a session: {error}"))?;
-        let handle = SessionHandle { serial, id, orders, thread, socket, activity };
-        self.sessions.insert(id, handle);
-        self.shared.counters.sessions.add(1);
-        self.shared.counters.sessions_opened.increment();
-        log::info!("session {id}: opened");
-        Ok(())
-    }
-
-    fn connect_target(&self) -> io::Result<UdpSocket> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for target in &self.targets {
-            let socket = UdpSocket::bind(any_port(*target), false, self.config.shared.udp_buffers)
-                .and_then(|socket| socket.connect(*target).map(|()| socket));
-            match socket {
-                Ok(socket) => return Ok(socket),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
     fn bury_connection(&mut self, connection: u64) {
         let Some(handle) = self.connections.remove(&connection) else {
             return;
         };
+        self.set_ups.end(connection);
+        self.connections_leaving -= usize::from(handle.is_leaving);
         // A panic has been logged.
         let _ = handle.thread.join();
         let owner = handle
@@ -374,18 +245,21 @@ impl Server {
             .and_then(|serial| self.sessions.values_mut().find(|owner| owner.serial == serial));
         if let Some(owner) = owner {
             owner.orders.remove(connection);
+            if owner.orders.connections() == 0 {
+                owner.deserted_since = Some(clock::now());
+            }
         }
     }
 
     fn bury_session(&mut self, serial: u64) {
-        let Some(id) =
-            self.sessions.values().find(|owner| owner.serial == serial).map(|owner| owner.id)
-        else {
-            return;
+        let find = |owner: &&SessionHandle| owner.serial == serial;
+        let found = match self.sessions.values().find(find).map(|owner| owner.id) {
+            Some(id) => self.sessions.remove(&id).map(|owner| (id, owner.thread)),
+            None => self.sessions_leaving.remove(&serial),
         };
-        if let Some(handle) = self.sessions.remove(&id) {
-            let end = handle.thread.join().unwrap_or(SessionEnd::Fault);
-            log::info!("session {id}: closed ({end:?})");
+        if let Some((id, thread)) = found {
+            let end = thread.join().unwrap_or(SessionEnd::Fault);
+            self.shared.tell(id, &format_args!("closed ({end:?})"));
             self.shared.counters.sessions.add(-1);
         }
         // Those that joined in its last moment too.
@@ -404,6 +278,9 @@ impl Server {
         }
         for (_, session) in self.sessions.drain() {
             let _ = session.thread.join();
+        }
+        for (_, (_, thread)) in self.sessions_leaving.drain() {
+            let _ = thread.join();
         }
         for (_, connection) in self.connections.drain() {
             let _ = connection.thread.join();

@@ -3,7 +3,7 @@
 
 use super::batch::{Batch, LinkHandle, Links, new_batch, recycle};
 use super::counters::DropReason;
-use super::{Activity, Shared};
+use super::{Activity, ErrorRun, Shared};
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
@@ -89,6 +89,7 @@ pub(super) struct Session {
     pub(super) grace: Duration,
     /// While there is no connection: when that has lasted too long.
     pub(super) deserted_until: Option<Instant>,
+    pub(super) errors: ErrorRun,
 }
 
 /// Why a session ended.
@@ -123,7 +124,7 @@ impl Session {
         let now = clock::now();
         let deadline = self.deadline();
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(if self.deserted_until.is_some() {
+            return Err(if self.deserted_until.is_some_and(|deadline| deadline <= now) {
                 SessionEnd::Deserted
             } else {
                 SessionEnd::Silent
@@ -181,22 +182,28 @@ impl Session {
                 self.events.again(UDP, Readiness::READABLE);
             }
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.errors.is_over();
+                return;
+            }
             // An ICMP error of an earlier datagram: told and thereby cleared.
             Err(_) => {
                 self.shared.counters.icmp_error();
-                self.events.again(UDP, Readiness::READABLE);
+                if self.errors.tries_again() {
+                    self.events.again(UDP, Readiness::READABLE);
+                }
                 return;
             }
         }
+        self.errors.is_over();
         let now = clock::now();
         self.activity.touch(now);
         let kernel_drops = self.socket.new_kernel_drops(queue);
         self.shared.counters.drop(DropReason::ReceiveBufferFull, kernel_drops as usize);
-        let mut batch = new_batch(&self.shared.buffers);
+        let mut batch = new_batch(&self.shared.buffers, now);
         for datagram in queue.messages().flat_map(|message| message.datagrams()) {
             if batch.is_full_for(datagram.len()) {
-                let full = std::mem::replace(&mut batch, new_batch(&self.shared.buffers));
+                let full = std::mem::replace(&mut batch, new_batch(&self.shared.buffers, now));
                 hand_over(&self.shared, &mut self.links, full, now);
             }
             // UDP datagrams are shorter than the longest frame.
@@ -232,6 +239,7 @@ mod tests {
         wake: Wake,
         socket: Socket,
         unsent: Arc<crate::runtime::metrics::Gauge>,
+        lost: Arc<crate::runtime::metrics::Counter>,
     }
 
     impl Handles {
@@ -239,7 +247,11 @@ mod tests {
             LinkHandle {
                 id,
                 queue: queue::bounded(1, &self.wake).0,
-                waiting: Arc::new(Waiting::new(self.socket.clone(), Arc::clone(&self.unsent))),
+                waiting: Arc::new(Waiting::new(
+                    self.socket.clone(),
+                    Arc::clone(&self.unsent),
+                    Arc::clone(&self.lost),
+                )),
             }
         }
     }
@@ -251,7 +263,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = mio::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let unsent = Registry::new().gauge("unsent", "Unsent.");
-        let handles = Handles { wake: wake.clone(), socket: Socket::new(stream), unsent };
+        let lost = Registry::new().counter("lost_total", "Lost.");
+        let handles = Handles { wake: wake.clone(), socket: Socket::new(stream), unsent, lost };
         for connections_max in [1, 2, 64] {
             let (mut orders, receiver) = Orders::new(connections_max, &wake);
             let mut links = Links::new(1);
@@ -286,6 +299,38 @@ mod tests {
         drop(receiver);
         assert!(!orders.add(handles.make(0)));
         assert_eq!(orders.connections(), 0);
+    }
+
+    #[test]
+    fn batches_that_their_connection_has_not_written_are_counted_whoever_goes_first() {
+        let events = EventLoop::new().unwrap();
+        let wake = Wake::new(events.waker(WAKE).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = mio::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let lost = Registry::new().counter("lost_total", "Lost.");
+        let unsent = Registry::new().gauge("unsent", "Unsent.");
+        let socket = Socket::new(stream);
+        let handles = Handles { wake: wake.clone(), socket, unsent, lost: Arc::clone(&lost) };
+        for receiver_first in [true, false] {
+            let (queue, batches) = queue::bounded(2, &wake);
+            let mut links = Links::new(2);
+            links.add(LinkHandle { queue, ..handles.make(1) }, clock::now());
+            let buffers = crate::runtime::stock::Stock::new(1);
+            let mut batch = new_batch(&buffers, clock::now());
+            batch.push(b"one");
+            batch.push(b"two");
+            links.send(clock::now(), batch).unwrap();
+            let before = lost.get();
+            if receiver_first {
+                drop(batches);
+                links.remove(1);
+            } else {
+                links.remove(1);
+                drop(batches);
+            }
+            assert_eq!(lost.get(), before + 2);
+        }
+        assert_eq!(handles.unsent.get(), 0);
     }
 
     fn take(orders: &Receiver<Order>, links: &mut Links) {

@@ -1,73 +1,41 @@
 //! The client's thread of one connection: connects, backs off, connects again; while it is up it is
 //! a [`super::link`].
 
+use super::Activity;
 use super::batch::{Batch, LinkHandle, Waiting};
 use super::client::ToMain;
-use super::counters::{LinkEnd, SetUpFailure};
+use super::counters::{DropReason, LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink};
-use super::lookup::Lookup;
+use super::lookup;
+use super::route::Route;
 use super::server::STREAM_OPTIONS;
-use super::{Activity, Destination, Shared};
+use crate::net::random;
 use crate::net::stream::{ReadAhead, Socket, Stream};
 use crate::net::tcp;
 use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
-use crate::state::backoff::Backoff;
-use crate::state::token_bucket::LogGate;
+use crate::state::address_order;
+use crate::state::redial::{Outcome, Redial};
 use crate::wire::pool::SessionId;
 use mio::Interest;
-use native_tls::{HandshakeError, TlsConnector};
+use native_tls::HandshakeError;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longer than any connection that fails at once, shorter than anyone's patience: a connection that
-/// has lived so long was a success, and the next failure waits for the first delay again.
-const LONG_LIVED: Duration = Duration::from_secs(10);
-/// Delays grow to this many times the first one.
-const BACKOFF_GROWTH: u32 = 6;
+/// Words that may wait for an uplink: the answer to a lookup, a late one, and a need.
+pub(super) const WORDS_MAX: usize = 3;
 
 /// What a thread waits for.
 #[derive(Debug)]
 pub(super) enum Word {
     /// The destination's addresses, as they were asked for.
-    Addresses(io::Result<Vec<SocketAddr>>),
-}
-
-/// TLS as the client does it.
-pub(super) struct Tls {
-    pub(super) connector: TlsConnector,
-    pub(super) server_name: String,
-}
-
-/// What all uplinks of the client have in common.
-pub(super) struct Route {
-    pub(super) shared: Arc<Shared>,
-    pub(super) destination: Destination,
-    /// Resolved once, at the start; else names are looked up for each connection.
-    pub(super) fixed: Option<Vec<SocketAddr>>,
-    pub(super) lookup: Option<Lookup>,
-    pub(super) tls: Mutex<Option<Arc<Tls>>>,
-    pub(super) mark: Option<u32>,
-    pub(super) connect_timeout: Duration,
-    pub(super) backoff: Duration,
-    pub(super) sends_session_id: bool,
-    pub(super) queue_datagrams_max: usize,
-    pub(super) log_gate: Mutex<LogGate>,
-}
-
-impl Route {
-    /// Other certificates for the connections to come.
-    pub(super) fn set_tls(&self, tls: Arc<Tls>) {
-        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls);
-    }
-
-    fn tls(&self) -> Option<Arc<Tls>> {
-        self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
+    Addresses(lookup::Answer),
+    /// A fresh datagram waits, and its session has no connection.
+    Needed,
 }
 
 /// One uplink.
@@ -83,6 +51,8 @@ pub(super) struct Uplink {
     pub(super) to_main: Sender<ToMain>,
     pub(super) events: EventLoop,
     pub(super) wake: Wake,
+    /// Whether it has been up before.
+    pub(super) was_up: bool,
 }
 
 type Failure = (SetUpFailure, String);
@@ -90,37 +60,20 @@ type Failure = (SetUpFailure, String);
 impl Uplink {
     /// The thread's body.
     pub(super) fn run(mut self) {
-        let max = self.route.backoff * BACKOFF_GROWTH;
-        let mut backoff = Backoff::new(self.route.backoff, max);
+        let mut redial = Redial::new(self.route.backoff, clock::now());
         while !self.words.is_closed() {
-            let delay = match self.connect() {
-                Ok(Some(stream)) => {
-                    let begin = clock::now();
-                    let refusal = self.serve(stream);
-                    if clock::now().saturating_duration_since(begin) >= LONG_LIVED {
-                        backoff.succeeded();
-                    }
-                    let delay = backoff.failed();
-                    match refusal {
-                        Some((failure, cause)) => {
-                            self.complain(failure, &cause, delay);
-                            delay
-                        }
-                        // The first attempt after a loss is free; a server that takes connections
-                        // and drops them is not asked in a loop.
-                        None => delay / 10,
-                    }
-                }
+            let (outcome, failure) = match self.connect() {
+                Ok(Some(stream)) => self.serve(stream),
                 Ok(None) => return,
-                Err((failure, cause)) => {
-                    let delay = backoff.failed();
-                    self.complain(failure, &cause, delay);
-                    delay
-                }
+                Err(failure) => (Outcome::Failed, Some(failure)),
             };
-            // A tenth either way, so that connections that fell together do not rise together.
-            let jitter = delay / 10 * u32::try_from(self.serial % 3).unwrap_or(0);
-            if !self.rest(clock::now() + delay + jitter) {
+            // Without chance all connections come back at once, and come back all the same.
+            let chance = random::bytes().map_or(1 << 15, u16::from_ne_bytes);
+            let delay = redial.after(outcome, clock::now(), chance);
+            if let Some((failure, cause)) = failure {
+                self.complain(failure, &cause, delay);
+            }
+            if !self.rest(&mut redial) {
                 return;
             }
         }
@@ -131,75 +84,104 @@ impl Uplink {
         let mut gate = self.route.log_gate.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(more) = gate.pass(clock::now()) {
             log::warn!(
-                "uplink to {}: {cause}; next attempt in {delay:?} ({more} more lines)",
+                "uplink to {}: {cause}; next attempt in {delay:.1?} ({more} more lines)",
                 self.route.destination
             );
         }
     }
 
-    /// Waits until `deadline`; false when the uplink is to end.
-    fn rest(&mut self, deadline: Instant) -> bool {
+    /// Waits until the next attempt is due; false when the uplink is to end.
+    fn rest(&mut self, redial: &mut Redial) -> bool {
         loop {
-            let now = clock::now();
+            // Late answers to lookups that were given up are of no use.
+            if self.words.drain().filter(|word| matches!(word, Word::Needed)).count() > 0 {
+                redial.is_needed();
+            }
+            let (now, due) = (clock::now(), redial.due());
             if self.words.is_closed() {
                 return false;
             }
-            if now >= deadline {
+            if now >= due {
                 return true;
             }
-            if self.events.wait(Some(clock::until(deadline, now))).is_err() {
+            if self.events.wait(Some(clock::until(due, now))).is_err() {
                 return false;
             }
             while self.events.next_ready().is_some() {}
-            // Late answers to lookups that were given up.
-            let _ = self.words.drain().count();
         }
     }
 
     /// A connection that is ready for frames; `None` when the uplink is to end.
     fn connect(&mut self) -> Result<Option<Stream>, Failure> {
-        let addresses = match &self.route.fixed {
-            Some(addresses) => addresses.clone(),
-            None => match self.look_up()? {
-                Some(addresses) => addresses,
-                None => return Ok(None),
-            },
+        let deadline = clock::now() + self.route.connect_timeout;
+        let Some(found) = self.look_up(deadline)? else {
+            return Ok(None);
         };
-        let mut last = (SetUpFailure::Lookup, "the name has no address".to_owned());
-        for address in addresses {
-            match self.connect_to(address) {
-                Ok(stream) => return Ok(stream),
-                Err(failure) => last = failure,
+        let addresses = self.route.in_order(&found);
+        let mut failures: Vec<Failure> = Vec::new();
+        for (number, address) in addresses.iter().enumerate() {
+            let now = clock::now();
+            let left = clock::until(deadline, now);
+            if left.is_zero() {
+                break;
+            }
+            let its_deadline = now + address_order::share(left, addresses.len() - number);
+            match self.connect_to(*address, its_deadline) {
+                Ok(Some(stream)) => {
+                    self.route.is_good(*address);
+                    return Ok(Some(stream));
+                }
+                Ok(None) => return Ok(None),
+                Err(failure) => failures.push(failure),
             }
         }
-        Err(last)
+        let causes: Vec<&str> = failures.iter().map(|(_, cause)| cause.as_str()).collect();
+        let causes = causes.join("; ");
+        // Counted as the one that came nearest to a connection, which is the last of its kind.
+        let kind = failures.iter().map(|(kind, _)| *kind).max_by_key(|kind| kind.nearness());
+        Err(match kind {
+            Some(kind) => (kind, causes),
+            None => (SetUpFailure::Timeout, "the lookup has taken all of --timeout".to_owned()),
+        })
     }
 
-    fn look_up(&mut self) -> Result<Option<Vec<SocketAddr>>, Failure> {
+    /// The destination's addresses. Those of an earlier lookup stand in for an answer that fails, or
+    /// that does not come soon.
+    fn look_up(&mut self, deadline: Instant) -> Result<Option<Vec<SocketAddr>>, Failure> {
         let host = &self.route.destination.host;
         let failed =
             |cause: String| (SetUpFailure::Lookup, format!("cannot resolve {host}: {cause}"));
+        let Some(lookup) = &self.route.lookup else {
+            return Ok(self.route.fixed.clone());
+        };
         let sender = self.word_sender.clone();
-        let asked = self.route.lookup.as_ref().is_some_and(|lookup| {
-            lookup.ask(move |found| {
-                // An uplink that has ended does not want it any more.
-                let _ = sender.send(Word::Addresses(found));
-            })
+        let is_asked = lookup.ask(move |found| {
+            // An uplink that has ended does not want it any more.
+            let _ = sender.send(Word::Addresses(found));
         });
-        if !asked {
-            return Err(failed("too many lookups".to_owned()));
+        let known = lookup.known();
+        if !is_asked {
+            return known.map(Some).ok_or_else(|| failed("too many lookups".to_owned()));
         }
-        let deadline = clock::now() + self.route.connect_timeout;
+        let begin = clock::now();
+        let patience = clock::until(deadline, begin) / if known.is_some() { 4 } else { 1 };
+        let deadline = begin + patience;
         loop {
             let now = clock::now();
             if self.words.is_closed() {
                 return Ok(None);
             }
-            if let Some(Word::Addresses(found)) = self.words.drain().next() {
-                return found.map(Some).map_err(|error| failed(error.to_string()));
+            let found = self.words.drain().find_map(|word| match word {
+                Word::Addresses(found) => Some(found),
+                Word::Needed => None,
+            });
+            match found {
+                Some(Ok(found)) => return Ok(Some(found)),
+                Some(Err(cause)) => return known.map(Some).ok_or_else(|| failed(cause)),
+                None => {}
             }
             if now >= deadline {
-                return Err(failed("no answer in time".to_owned()));
+                return known.map(Some).ok_or_else(|| failed("no answer in time".to_owned()));
             }
             self.events
                 .wait(Some(clock::until(deadline, now)))
@@ -208,9 +190,12 @@ impl Uplink {
         }
     }
 
-    fn connect_to(&mut self, address: SocketAddr) -> Result<Option<Stream>, Failure> {
+    fn connect_to(
+        &mut self,
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Option<Stream>, Failure> {
         let route = Arc::clone(&self.route);
-        let deadline = clock::now() + route.connect_timeout;
         let failed = |error: io::Error| (SetUpFailure::Connect, format!("{address}: {error}"));
         let mut socket =
             Socket::new(tcp::connect(address, &STREAM_OPTIONS, route.mark).map_err(failed)?);
@@ -301,13 +286,15 @@ impl Uplink {
         }
     }
 
-    /// Carries datagrams until the connection ends. The failure if it has never been one: a server
+    /// Carries datagrams until the connection ends. A failure if it has never been one: a server
     /// of TLS 1.3 judges the client's certificate when the client takes the connection for up.
-    fn serve(&mut self, mut stream: Stream) -> Option<Failure> {
+    fn serve(&mut self, mut stream: Stream) -> (Outcome, Option<Failure>) {
+        let began = clock::now();
         let shared = Arc::clone(&self.route.shared);
         let waiting = Arc::new(Waiting::new(
             stream.socket().clone(),
             Arc::clone(&shared.counters.queued_bytes),
+            shared.counters.drop_counter(DropReason::ConnectionLost),
         ));
         let (batch_sender, batches) =
             queue::bounded::<Batch>(self.route.queue_datagrams_max, &self.wake);
@@ -315,9 +302,12 @@ impl Uplink {
             LinkHandle { id: self.serial, queue: batch_sender, waiting: Arc::clone(&waiting) };
         let up = ToMain::Up { endpoint: self.endpoint, session: self.session, link };
         if self.to_main.send_waiting(up).is_err() {
-            return None;
+            return (Outcome::Failed, None);
         }
         shared.counters.connections_up.increment();
+        if std::mem::replace(&mut self.was_up, true) {
+            shared.counters.reconnects.increment();
+        }
         shared.counters.connections.add(1);
         log::debug!("uplink {}: up for {}", self.serial, self.endpoint);
         let link = Link::new(
@@ -329,13 +319,16 @@ impl Uplink {
             Arc::clone(&self.activity),
         );
         let words = &self.words;
-        let end = link.serve(&mut self.events, || words.is_closed());
+        let ended = link.serve(&mut self.events, || words.is_closed());
         shared.counters.connections.add(-1);
-        shared.counters.link_down(&end);
+        shared.counters.link_down(&ended.end);
+        let lived = clock::now().saturating_duration_since(began);
+        let mut outcome = Outcome::Ended { lived, has_received: ended.has_received };
         let mut refusal = None;
-        match end {
+        match ended.end {
             LinkEnd::Failed(error) if is_certificate_refused(&error.to_string()) => {
                 let cause = in_plain_words(&error.to_string());
+                outcome = Outcome::Failed;
                 refusal = Some((SetUpFailure::ClientCertificate, cause));
             }
             LinkEnd::Failed(error) => {
@@ -348,7 +341,7 @@ impl Uplink {
         // A main thread that has gone needs no telling.
         let _ =
             self.to_main.send_waiting(ToMain::Down { endpoint: self.endpoint, id: self.serial });
-        refusal
+        (outcome, refusal)
     }
 }
 

@@ -59,14 +59,12 @@ impl fmt::Display for Report {
         };
         writeln!(f, "local endpoint: {}", self.local)?;
         writeln!(f, "public endpoint: {public}")?;
-        let filter = if self.is_translated() == Some(true) {
+        if self.is_translated() == Some(true) {
             writeln!(f, "mapping: {}", words(self.mapping))?;
-            "filtering"
         } else {
-            writeln!(f, "no NAT: the public endpoint is the local one")?;
-            "firewall"
-        };
-        writeln!(f, "{filter}: {}", words(self.filtering))?;
+            writeln!(f, "mapping: no NAT, the public endpoint is the local one")?;
+        }
+        writeln!(f, "filtering: {}", words(self.filtering))?;
         if let Some(hairpin) = self.hairpin {
             writeln!(f, "hairpin: {}", if hairpin { "yes" } else { "no" })?;
         }

@@ -216,7 +216,7 @@ fn no_nat_is_recognised_and_a_firewall_is_not_taken_for_one() {
     assert_eq!((report.mapping, report.filtering), (Dependence::None, Dependence::None));
     assert_eq!(report.hairpin, None);
     let text = report.to_string();
-    assert!(text.contains("no NAT") && text.contains("firewall: endpoint-independent"), "{text}");
+    assert!(text.contains("no NAT") && text.contains("filtering: endpoint-independent"), "{text}");
 
     let mut world = World { nat: None, has_second_address: false, ..World::behind(NatKind::Full) };
     assert_eq!(world.detect(&[FIRST], None).mapping, Dependence::None);

@@ -67,13 +67,14 @@ const POOL: &[Opt] = &[
         &["--backoff", "-B"],
         "TIME",
         Some("5"),
-        "Wait so long after a failed attempt; more after several, up to six times as long.",
+        "Wait so long after a failed attempt, up to six times as long after several while no \
+         datagrams come; a tenth of it after the loss of a connection that worked.",
     ),
     Opt::value(
         &["--timeout", "-w"],
         "TIME",
         Some("4"),
-        "Give up an attempt, handshake included, after so long.",
+        "Give up an attempt after so long: lookup, all addresses and handshake together.",
     ),
     QUEUE,
     FRAMING,

@@ -87,7 +87,16 @@ const LIMITS: &[Opt] = &[
         &["--max-connections"],
         "N",
         Some("4096"),
-        "Connections open at once, 1 to 65535, each a thread; further ones are closed at once.",
+        "Connections open at once, 1 to 65535, each a thread; at the limit those of a session that \
+         has never carried a datagram are closed, else the new one.",
+    ),
+    Opt::value(
+        &["--max-handshakes"],
+        "N",
+        None,
+        "Connections whose handshake or session id is not complete, 1 to 65535; at the limit the \
+         oldest one of the address that has the most is closed. Without it a quarter of \
+         --max-connections, at least 64.",
     ),
     MAX_SESSIONS,
     Opt::value(
@@ -100,7 +109,8 @@ const LIMITS: &[Opt] = &[
         &["--handshake-timeout"],
         "TIME",
         Some("10"),
-        "From a connection's accept to the last byte of its session id; then it is closed.",
+        "From a connection's accept to the last byte of its session id (with --framing mullvad, \
+         the first byte of a frame); then it is closed.",
     ),
     Opt::value(
         &["--session-timeout"],
@@ -140,6 +150,7 @@ pub(in crate::roles::pool) fn server_config(m: &Matches) -> Result<ServerConfig,
     Ok(ServerConfig {
         tls,
         connections_max: m.required("--max-connections", count(1, 65_535))?,
+        set_ups_max: m.one("--max-handshakes", count(1, 65_535))?,
         connections_per_session_max: m
             .required("--max-connections-per-session", count(1, 65_535))?,
         handshake_timeout: m.required("--handshake-timeout", positive)?,

@@ -10,7 +10,7 @@ natlab.py shower ADDRESS COUNT      sends COUNT datagrams to ADDRESS:7200, print
 natlab.py delay MS ONE OTHER        passes frames between two interfaces, each MS after it came (there is not always
                                     a netem)
 """
-import select, socket, sys, threading, time
+import contextlib, select, socket, sys, threading, time
 
 
 def udp(*address):
@@ -124,13 +124,13 @@ def carry(late, source, sink):
     waiting = []
     while True:
         wait = max(waiting[0][0] - time.monotonic(), 0) if waiting else None
-        if select.select([source], [], [], wait)[0]:
-            waiting.append((time.monotonic() + late, source.recv(1 << 17)))
-        while waiting and waiting[0][0] <= time.monotonic():
-            try:
+        # A frame that the kernel does not take or give is lost, as on a wire.
+        with contextlib.suppress(OSError):
+            if select.select([source], [], [], wait)[0]:
+                waiting.append((time.monotonic() + late, source.recv(1 << 17)))
+        with contextlib.suppress(OSError):
+            while waiting and waiting[0][0] <= time.monotonic():
                 sink.send(waiting.pop(0)[1])
-            except OSError:
-                pass  # as a wire would: the frame is lost
 
 
 {f.__name__: f for f in (reflect, look, mapped, shower, delay)}[sys.argv[1]](*sys.argv[2:])

@@ -125,7 +125,9 @@ build() {
 		ip -n "$lab-$place" link set lo up
 	done
 	on net sysctl -qw net.ipv6.conf.default.disable_ipv6=1
-	ip -n "$lab-net" link add br0 type bridge
+	# Without an address of its own a bridge takes its lowest port's, so that a delay would change it, and
+	# the NATs would send to the old one until they ask again.
+	ip -n "$lab-net" link add br0 address 02:00:00:00:00:01 type bridge
 	ip -n "$lab-net" addr add $server/24 dev br0
 	ip -n "$lab-net" addr add $third/24 dev br0
 	ip -n "$lab-net" link set br0 up

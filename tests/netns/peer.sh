@@ -95,7 +95,11 @@ hang_up() {
 } 2>/dev/null
 all_hang_up() {
 	local name code=0
-	for name in "$@"; do hang_up "$name" || code=1; done
+	for name in "$@"; do
+		hang_up "$name" && continue
+		echo "    $name: exit code $?"
+		code=1
+	done
 	return "$code"
 }
 # The process is killed, as by a power cut: nobody is told.
@@ -164,7 +168,7 @@ logs() { # NAME...
 detected() { # HOST KIND
 	local mapping filtering endpoint
 	case $2 in
-	none) mapping='(none|no NAT|endpoint-independent)' filtering='(none|no NAT|endpoint-independent)' ;;
+	none) mapping='' filtering='' ;;
 	full) mapping=endpoint-independent filtering=endpoint-independent ;;
 	addr) mapping=endpoint-independent filtering=address-dependent ;;
 	port | port-open) mapping=endpoint-independent filtering='address and port-dependent' ;;
@@ -176,8 +180,12 @@ detected() { # HOST KIND
 		logs detect || return
 	# "address- and port-dependent" is as good a spelling.
 	sed -i 's/address- and/address and/' "$work/detected"
-	grep -qE "^mapping: .*$mapping" "$work/detected" && grep -qE "^filtering: .*$filtering" "$work/detected" &&
-		grep -qE "^public endpoint: *$endpoint:[0-9]+" "$work/detected" && return
+	if [ "$2" = none ]; then
+		grep -q '^no NAT' "$work/detected" && grep -q "^public endpoint: *$endpoint:" "$work/detected" && return
+	else
+		grep -q "^mapping: *$mapping" "$work/detected" && grep -q "^filtering: *$filtering" "$work/detected" &&
+			grep -q "^public endpoint: *$endpoint:" "$work/detected" && return
+	fi
 	sed 's/^/    /' "$work/detected"
 	return 1
 }

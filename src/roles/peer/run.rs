@@ -331,7 +331,8 @@ impl Run {
     }
 
     fn end_if_done(&mut self, now: Instant) {
-        if self.exit.is_some() || self.terminal.is_interactive() || self.config.forwarding.is_any() {
+        if self.exit.is_some() || self.terminal.is_interactive() || self.config.forwarding.is_any()
+        {
             return;
         }
         let is_alone = !self.members.iter().flatten().any(|member| member.is_here);

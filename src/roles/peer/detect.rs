@@ -14,12 +14,10 @@ use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::state::nat_detection::lifetime::LifetimeBounds;
+use crate::state::nat_detection::message::{Heard, REQUEST_LEN_MAX};
 use crate::state::nat_detection::report::Report;
 use crate::state::nat_detection::schedule::Schedule;
-use crate::state::nat_detection::{Answer, Config as Settings, Detection, MAIN_SOCKET, Request};
-use crate::wire::stun::attribute::{AddressKind, ChangeRequest};
-use crate::wire::stun::writer::{NoRoom, Writer};
-use crate::wire::stun::{Class, Message, Method, TransactionId};
+use crate::state::nat_detection::{Config as Settings, Detection, MAIN_SOCKET, message};
 use mio::{Interest, Token};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -27,8 +25,6 @@ use std::time::Instant;
 
 /// STUN's port: the server's second one, if it has one.
 const STUN_PORT: u16 = 3_478;
-/// Header, CHANGE-REQUEST and RESPONSE-PORT.
-const REQUEST_LEN_MAX: usize = 64;
 /// A few answers.
 const BUFFERS: Buffers = Buffers { receive: 0, send: 0 };
 
@@ -94,7 +90,7 @@ impl Detector {
     pub(super) fn drive(&mut self, counters: &Counters, now: Instant) {
         while let Some(request) = self.detection.poll(now) {
             let mut bytes = [0; REQUEST_LEN_MAX];
-            let Ok(len) = write(&mut bytes, &request) else {
+            let Ok(len) = request.write(&mut bytes) else {
                 continue;
             };
             if let Some(socket) = self.sockets.get(usize::from(request.socket)) {
@@ -140,22 +136,12 @@ impl Detector {
     }
 
     fn take(&mut self, socket: u16, from: SocketAddr, datagram: &[u8], now: Instant) -> bool {
-        let Ok(message) = Message::parse(datagram) else {
-            return false;
-        };
-        let id = message.id.id();
-        match message.class {
-            Class::Request => socket == MAIN_SOCKET && self.detection.request_heard(id, now),
-            Class::Indication => false,
-            Class::Success | Class::Error => {
-                let is_success = message.class == Class::Success;
-                let mapped =
-                    if is_success { message.mapped_address().ok().flatten() } else { None };
-                let other = [AddressKind::Other, AddressKind::Changed]
-                    .into_iter()
-                    .find_map(|kind| message.address(kind).ok().flatten());
-                self.detection.answered(&Answer { id, from, socket, mapped, other }, now)
+        match message::read(datagram, from, socket) {
+            Some(Heard::Answer(answer)) => self.detection.answered(&answer, now),
+            Some(Heard::Request(id)) => {
+                socket == MAIN_SOCKET && self.detection.request_heard(id, now)
             }
+            None => false,
         }
     }
 
@@ -176,19 +162,6 @@ impl Detector {
             let _ = events.deregister(socket.source(), Token(self.first_token + number));
         }
     }
-}
-
-fn write(bytes: &mut [u8], request: &Request) -> Result<usize, NoRoom> {
-    let id = TransactionId::new(request.id);
-    let mut writer = Writer::new(bytes, Class::Request, Method::BINDING, id)?;
-    if request.change_ip || request.change_port {
-        let change = ChangeRequest { ip: request.change_ip, port: request.change_port };
-        writer.change_request(change)?;
-    }
-    if let Some(port) = request.response_port {
-        writer.response_port(port)?;
-    }
-    Ok(writer.finish())
 }
 
 /// The address from which this host sends to `remote`.

@@ -1,16 +1,13 @@
-//! Who a member is: its static key, in WireGuard's text form, and what it is called on the wire.
+//! Who a member is: its static key, in WireGuard's text form.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use blake2::{Blake2s256, Digest};
 use boringtun::x25519;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-
-use crate::wire::rendezvous::{MemberId, Token};
 
 /// 32 bytes in base64, padding included.
 pub const KEY_TEXT_LEN: usize = 44;
@@ -19,8 +16,6 @@ pub const KEY_TEXT_LEN: usize = 44;
 const KEY_FILE_LEN_MAX: u64 = 1024;
 /// Group and others: may they read it?
 const OTHERS_READ: u32 = 0o044;
-
-const MEMBER_LABEL: &[u8] = b"udpferry member v1";
 
 /// Why a text is no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,16 +143,6 @@ pub fn read_private_key(from: impl Read) -> io::Result<PrivateKey> {
     PrivateKey::parse(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// How others know the holder of a token (`docs/protocols/rendezvous.md`).
-pub fn member_id(token: &Token) -> MemberId {
-    let hash = Blake2s256::new().chain_update(MEMBER_LABEL).chain_update(token.0).finalize();
-    let mut id = [0; 8];
-    for (byte, of_hash) in id.iter_mut().zip(hash) {
-        *byte = of_hash;
-    }
-    MemberId(id)
-}
-
 /// The members that may connect, by `--peer-key`.
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
@@ -249,14 +234,6 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
         }
         fs::remove_file(&path).unwrap();
-    }
-
-    // Python 3: hashlib.blake2s(b"udpferry member v1" + bytes(range(16))).digest()[:8]
-    #[test]
-    fn a_token_gives_the_member() {
-        let token = Token(std::array::from_fn(|at| u8::try_from(at).unwrap()));
-        let expected = [0x7d, 0x35, 0xcd, 0xc1, 0x41, 0x48, 0xf9, 0x82];
-        assert_eq!(member_id(&token), MemberId(expected));
     }
 
     #[test]

@@ -29,12 +29,14 @@ mod meeting;
 mod member;
 mod network;
 mod outbox;
+mod own_side;
 pub mod probe;
 mod receive;
 pub mod room;
 mod run;
 pub mod seal;
 mod send;
+mod start;
 mod talk;
 mod terminal;
 pub mod tunnel;
@@ -141,7 +143,7 @@ pub fn run(m: &Matches) -> Result<u8, Error> {
         } else if config.legacy {
             legacy::serve(&config, startup)?
         } else {
-            run::serve(config, startup)?
+            start::serve(config, startup)?
         };
         Ok(())
     })?;

@@ -1,48 +1,38 @@
 //! The loop of a member: what it holds, when it wakes, and how it ends.
 
+use super::Config;
 use super::counters::Counters;
 use super::deliveries::Deliveries;
 use super::detect::Detector;
 use super::forward::{Listening, Serving};
-use super::identity::{Pins, PrivateKey, member_id, read_key_file};
+use super::identity::Pins;
 use super::meeting::Meeting;
 use super::member::Member;
-use super::network::Network;
+use super::network::{IPV4, IPV6, Network};
 use super::outbox::Outbox;
 use super::probe::ProbeAuth;
-use super::room::{RANDOM_LEN, Room, RoomKeys};
-use super::seal::{NONCE_LEN, made_ms, seal};
+use super::room::RoomKeys;
 use super::terminal::Terminal;
 use super::tunnel::{Handshakes, TICK};
-use super::{Config, RoomChoice};
 use crate::error::Error;
 use crate::net::random;
 use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::net::sys::mmsg::send::SendQueue;
-use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
-use crate::roles::startup::Startup;
+use crate::roles::frame::{Frame, Happening, WAKE};
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::state::punch::interface::Families;
 use crate::state::punch::prospects::NatFacts;
 use crate::state::registration::Step;
-use crate::wire::peer::{Announcement, ENDPOINTS_MAX};
 use crate::wire::rendezvous::{MemberId, Request, Token as MemberToken, write_request};
 use mio::Token;
-use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-/// No datagram is longer.
-pub(super) const SCRATCH_LEN: usize = 65_536;
 /// A room has 16 members, a server may be one of four, and those who restart come anew.
 pub(super) const MEMBERS_MAX: usize = 64;
 /// How often the own addresses are looked at.
-const ADDRESS_CHECK: Duration = Duration::from_secs(5);
-/// Birthday probing wants to know the NAT first; so long it waits for that.
-const DETECTION_WAITS: Duration = Duration::from_secs(3);
-/// The codes that rooms have are shorter.
-const ROOM_FILE_LEN_MAX: u64 = 4_096;
+pub(super) const ADDRESS_CHECK: Duration = Duration::from_secs(5);
 
 /// Everything that the loop holds.
 pub(super) struct Run {
@@ -65,17 +55,17 @@ pub(super) struct Run {
     pub(super) deliveries: Deliveries,
     pub(super) local_queue: SendQueue,
     pub(super) nat: NatFacts,
-    detector: Option<Detector>,
+    pub(super) detector: Option<Detector>,
     /// Until then nobody is registered with: the NAT is being looked at.
-    registers_from: Instant,
-    sealed: Vec<u8>,
-    last_made_ms: Option<u64>,
-    endpoints: Vec<SocketAddr>,
+    pub(super) registers_from: Instant,
+    pub(super) sealed: Vec<u8>,
+    pub(super) last_made_ms: Option<u64>,
+    pub(super) endpoints: Vec<SocketAddr>,
     pub(super) scratch: Vec<u8>,
     pub(super) probe_buffer: Vec<u8>,
-    next_tick: Instant,
-    next_address_check: Instant,
-    give_up: Option<Instant>,
+    pub(super) next_tick: Instant,
+    pub(super) next_address_check: Instant,
+    pub(super) give_up: Option<Instant>,
     /// Standard input has ended; with how many lines.
     pub(super) input_ended: bool,
     pub(super) lines_typed: u64,
@@ -84,149 +74,12 @@ pub(super) struct Run {
     pub(super) has_met: bool,
     pub(super) lost_lines: bool,
     pub(super) exit: Option<u8>,
-    listen_token: Token,
-    detect_token: usize,
-}
-
-/// Serves until stopped; returns the exit code.
-pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
-    let private = private_key(&config)?;
-    let (room, is_new) = room(&config)?;
-    let cannot_derive = || format!("cannot make the keys of room {}", room.name());
-    let keys = room.keys().map_err(io::Error::other).map_err(Error::while_doing(cannot_derive))?;
-    let token = MemberToken(random()?);
-    let mut frame = Frame::new(config.common.metrics, None)?;
-    let counters = Counters::new(&mut frame.registry);
-    let events = &mut frame.events;
-    let network = Network::open(config.local_port, events, FIRST_OWN)
-        .map_err(Error::while_doing(|| format!("cannot bind udp port {}", config.local_port)))?;
-    let listen_token = Token(network.tokens_end());
-    let detect_token = network.tokens_end() + 1;
-    let first_served = detect_token + Detector::TOKENS;
-    let listening = config
-        .forwarding
-        .listen
-        .map(|address| {
-            Listening::open(address, &config.forwarding, events, listen_token)
-                .map_err(Error::while_doing(|| format!("cannot bind udp {address}")))
-        })
-        .transpose()?;
-    let serving = config
-        .forwarding
-        .serve
-        .map(|service| Serving::new(service, &config.forwarding, first_served));
-    let wake = frame.wake()?;
-    let meeting = Meeting::start(&config.servers, &wake)
-        .map_err(Error::while_doing(|| "cannot start a thread"))?;
-    let mut terminal = Terminal::start(&wake)?;
-    frame.ready(startup)?;
-    let handshakes = Handshakes::new(private);
-    greet_user(&mut terminal, &room, is_new, &handshakes, listening.as_ref());
-    let now = clock::now();
-    let mut run = Run {
-        probes: ProbeAuth::new(&keys),
-        pins: Pins::new(config.peer_keys.clone()),
-        me: member_id(&token),
-        endpoints: network.own_endpoints(),
-        registers_from: if config.hard { now + DETECTION_WAITS } else { now },
-        config,
-        counters,
-        keys,
-        handshakes,
-        token,
-        network,
-        outbox: Outbox::default(),
-        meeting,
-        members: Vec::new(),
-        terminal,
-        listening,
-        serving,
-        deliveries: Deliveries::default(),
-        local_queue: SendQueue::default(),
-        nat: NatFacts::default(),
-        detector: None,
-        sealed: Vec::new(),
-        last_made_ms: None,
-        scratch: vec![0; SCRATCH_LEN],
-        probe_buffer: Vec::new(),
-        next_tick: now,
-        next_address_check: now + ADDRESS_CHECK,
-        give_up: None,
-        input_ended: false,
-        lines_typed: 0,
-        held_line: None,
-        has_met: false,
-        lost_lines: false,
-        exit: None,
-        listen_token,
-        detect_token,
-    };
-    run.nat.tries_hard = run.config.hard;
-    if !run.terminal.is_interactive() && !run.config.forwarding.is_any() {
-        run.give_up = run.waits_until(now);
-    }
-    run.announce()?;
-    let code = run.until_stopped(&mut frame)?;
-    run.leave();
-    run.terminal.stop();
-    Ok(code)
-}
-
-fn random<const N: usize>() -> Result<[u8; N], Error> {
-    random::bytes().map_err(Error::while_doing(|| "cannot get random bytes"))
-}
-
-fn private_key(config: &Config) -> Result<PrivateKey, Error> {
-    let Some(path) = &config.key_file else {
-        return Ok(PrivateKey::from_random(random()?));
-    };
-    let cannot = || format!("cannot read the key file {}", path.display());
-    let file = read_key_file(path).map_err(Error::while_doing(cannot))?;
-    if file.exposed {
-        log::warn!("{}: others than its owner can read this private key", path.display());
-    }
-    Ok(file.key)
-}
-
-/// The room, and whether it was made now.
-fn room(config: &Config) -> Result<(Room, bool), Error> {
-    match &config.room {
-        None | Some(RoomChoice::New) => Ok((Room::made(&random::<RANDOM_LEN>()?), true)),
-        Some(RoomChoice::Given(room)) => Ok((room.clone(), false)),
-        Some(RoomChoice::File(path)) => {
-            let cannot = || format!("cannot read a room's code from {}", path.display());
-            let read = || {
-                let mut text = String::new();
-                let file = std::fs::File::open(path)?;
-                io::Read::read_to_string(&mut io::Read::take(file, ROOM_FILE_LEN_MAX), &mut text)?;
-                Room::parse_code(text.trim()).map_err(io::Error::other)
-            };
-            Ok((read().map_err(Error::while_doing(cannot))?, false))
-        }
-    }
-}
-
-fn greet_user(
-    terminal: &mut Terminal,
-    room: &Room,
-    is_new: bool,
-    handshakes: &Handshakes,
-    listening: Option<&Listening>,
-) {
-    if is_new {
-        terminal.notice(&format!("the room's code, for the others: {}", room.code()));
-    }
-    if terminal.is_interactive() {
-        terminal.notice(&format!("this member's public key: {}", handshakes.public()));
-        terminal.notice("looking for the others; /help lists the commands");
-    }
-    if let Some(Ok(address)) = listening.map(Listening::local_addr) {
-        log::info!("listening on udp {address}");
-    }
+    pub(super) listen_token: Token,
+    pub(super) detect_token: usize,
 }
 
 impl Run {
-    fn until_stopped(&mut self, frame: &mut Frame) -> Result<u8, Error> {
+    pub(super) fn until_stopped(&mut self, frame: &mut Frame) -> Result<u8, Error> {
         let mut queue = ReceiveQueue::default();
         loop {
             if let Some(code) = self.exit {
@@ -354,7 +207,7 @@ impl Run {
     }
 
     /// How long a pipe waits for somebody to come.
-    fn waits_until(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
         let timeout = self.config.connect_timeout;
         (!timeout.is_zero()).then(|| now + timeout)
     }
@@ -379,93 +232,8 @@ impl Run {
         });
     }
 
-    /// Makes a new announcement of what is so now.
-    fn announce(&mut self) -> Result<(), Error> {
-        let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall_clock_ms = u64::try_from(wall_clock.as_millis()).unwrap_or(u64::MAX);
-        let made_ms = made_ms(wall_clock_ms, self.last_made_ms);
-        self.last_made_ms = Some(made_ms);
-        let announcement = Announcement {
-            public_key: self.handshakes.public().0,
-            mapping: self.nat.mapping,
-            filtering: self.nat.filtering,
-            tries_hard: self.config.hard,
-            serves: self.serving.is_some(),
-            relay: self.config.relay,
-            made_ms,
-            name: self.config.name.clone(),
-            endpoints: self.endpoints.iter().copied().take(ENDPOINTS_MAX).collect(),
-        };
-        let nonce = random::<NONCE_LEN>()?;
-        self.sealed = seal(&self.keys, self.me, nonce, &announcement).unwrap_or_default();
-        Ok(())
-    }
-
-    /// The announcement has changed: the servers get it now.
-    fn announce_again(&mut self, now: Instant) {
-        match self.announce() {
-            Ok(()) => self.meeting.hurry(now),
-            Err(error) => log::error!("{error}"),
-        }
-    }
-
-    fn check_addresses(&mut self, events: &mut EventLoop, now: Instant) {
-        let endpoints = self.network.own_endpoints();
-        if endpoints == self.endpoints {
-            return;
-        }
-        log::info!("this host's addresses have changed");
-        self.endpoints = endpoints;
-        self.announce_again(now);
-        for slot in 0..self.members.len() {
-            if let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut) {
-                member.punch.recheck(now);
-            }
-            self.drive(slot, events, now);
-        }
-    }
-
-    fn start_detection(&mut self, events: &mut EventLoop, now: Instant) {
-        if self.detector.is_some() {
-            return;
-        }
-        let servers = self.meeting.places().iter().map(|place| place.endpoint);
-        match Detector::start(servers, None, self.detect_token, events, now) {
-            Ok(detector) => self.detector = detector,
-            Err(error) => log::warn!("cannot look at the NAT: {error}"),
-        }
-        self.drive_detection(events, now);
-    }
-
-    fn drive_detection(&mut self, events: &mut EventLoop, now: Instant) {
-        let Some(detector) = &mut self.detector else {
-            return;
-        };
-        detector.drive(&self.counters, now);
-        let Some(report) = detector.report() else {
-            return;
-        };
-        for line in report.to_string().lines() {
-            log::info!("{line}");
-        }
-        let facts = NatFacts {
-            mapping: report.mapping,
-            filtering: report.filtering,
-            tries_hard: self.config.hard,
-        };
-        if let Some(mut detector) = self.detector.take() {
-            detector.close(events);
-        }
-        self.registers_from = now;
-        if facts != self.nat {
-            self.nat = facts;
-            self.announce_again(now);
-        }
-    }
-
     /// Which sockets there are.
     pub(super) fn families(&self) -> Families {
-        use super::network::{IPV4, IPV6};
         match (self.network.socket(IPV4).is_some(), self.network.socket(IPV6).is_some()) {
             (true, true) => Families::Both,
             (false, _) => Families::V6,
@@ -474,7 +242,7 @@ impl Run {
     }
 
     /// Says good-bye to everybody.
-    fn leave(&mut self) {
+    pub(super) fn leave(&mut self) {
         for slot in 0..self.members.len() {
             self.say_bye(slot);
         }

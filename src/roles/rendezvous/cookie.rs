@@ -2,17 +2,15 @@
 
 use crate::error::Error;
 use crate::net::random;
-use crate::wire::rendezvous::{Cookie, MemberId, Token};
+use crate::wire::rendezvous::Cookie;
+use blake2::Blake2sMac;
 use blake2::digest::consts::U16;
-use blake2::digest::{Digest, KeyInit, Mac};
-use blake2::{Blake2s256, Blake2sMac};
+use blake2::digest::{KeyInit, Mac};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// How long a cookie counts at least; at most twice as long.
 const EPOCH: Duration = Duration::from_secs(30);
-
-const MEMBER: &[u8] = b"udpferry member v1";
 
 /// Makes cookies and checks them, with a key that is as old as the process.
 pub(super) struct Cookies {
@@ -62,14 +60,6 @@ impl Cookies {
     }
 }
 
-/// The member whose secret the token is.
-pub(super) fn member_of(token: Token) -> MemberId {
-    let hash = Blake2s256::new().chain_update(MEMBER).chain_update(token.0).finalize();
-    let mut id = [0; 8];
-    id.copy_from_slice(&hash[..8]);
-    MemberId(id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,13 +82,4 @@ mod tests {
         assert!(!restarted.counts(now, endpoint, cookie));
         assert!(!cookies.counts(now, endpoint, Cookie([0; 16])));
     }
-
-    /// From Python: hashlib.blake2s(b"udpferry member v1" + bytes(range(16))).digest()[:8]
-    #[test]
-    fn a_member_is_the_hash_of_its_token() {
-        let token = Token(std::array::from_fn(|at| u8::try_from(at).unwrap()));
-        assert_eq!(member_of(token).0, MEMBER_OF_RANGE);
-    }
-
-    const MEMBER_OF_RANGE: [u8; 8] = [0x7d, 0x35, 0xcd, 0xc1, 0x41, 0x48, 0xf9, 0x82];
 }

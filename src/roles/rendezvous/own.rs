@@ -1,9 +1,9 @@
 //! Our own protocol: cookies, rooms, introductions, the relay.
 
-use super::cookie::member_of;
 use super::counters::{Asked, DropReason};
 use super::desk::Desk;
 use crate::net::random;
+use crate::roles::member_id::member_of;
 use crate::state::contact::Contact;
 use crate::state::registry::Entry;
 use crate::state::registry::outcome::{Called, Notice};

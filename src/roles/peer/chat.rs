@@ -13,6 +13,9 @@ const REPEATS: [Duration; 3] =
 /// As long again as between the last two.
 const GIVEN_UP: Duration = Duration::from_secs(8);
 
+/// A line is not sent again sooner because later ones arrive: their acknowledgements come in a row.
+const HURRY_GAP: Duration = Duration::from_millis(200);
+
 /// Numbers that a receiver knows; so no sender has lines on their way that are further apart.
 const WINDOW: u32 = 64;
 
@@ -23,10 +26,16 @@ struct Pending {
     text: String,
     since: Instant,
     sent: usize,
+    last_sent: Instant,
+    /// The way is open again: send it now, whatever its turn.
+    hurries: bool,
 }
 
 impl Pending {
     fn due(&self) -> Instant {
+        if self.hurries {
+            return self.last_sent;
+        }
         self.since + REPEATS.get(self.sent.saturating_sub(1)).copied().unwrap_or(GIVEN_UP)
     }
 }
@@ -89,7 +98,9 @@ impl Chat {
             return Err(TooManyLines);
         }
         self.last_number = number;
-        let pending = Pending { number, text: text.to_owned(), since: now, sent: 1 };
+        let text = text.to_owned();
+        let pending =
+            Pending { number, text, since: now, sent: 1, last_sent: now, hurries: false };
         self.pending.push_back(pending);
         Ok(number)
     }
@@ -106,17 +117,36 @@ impl Chat {
     pub fn got(&mut self, number: u32, now: Instant) -> Option<Duration> {
         let at = self.pending.iter().position(|it| it.number == number)?;
         let pending = self.pending.remove(at)?;
+        // What was said before this line and has not arrived got lost.
+        self.hurry(at, now);
         Some(now.saturating_duration_since(pending.since))
+    }
+
+    /// There is a new path: what is on its way may have gone by the old one.
+    pub fn path_changed(&mut self, now: Instant) {
+        self.hurry(self.pending.len(), now);
+    }
+
+    fn hurry(&mut self, end: usize, now: Instant) {
+        for pending in self.pending.iter_mut().take(end) {
+            pending.hurries |= now.saturating_duration_since(pending.last_sent) >= HURRY_GAP;
+        }
     }
 
     /// The next line that needs something; to be asked until `None`.
     pub fn due(&mut self, now: Instant) -> Option<Due<'_>> {
         let at = self.pending.iter().position(|it| it.due() <= now)?;
+        if std::mem::take(&mut self.pending[at].hurries) {
+            let pending = &mut self.pending[at];
+            pending.last_sent = now;
+            return Some(Due::Again { number: pending.number, text: &pending.text });
+        }
         if self.pending[at].sent > REPEATS.len() {
             let Pending { number, text, .. } = self.pending.remove(at)?;
             return Some(Due::NotDelivered { number, text });
         }
         let pending = &mut self.pending[at];
+        pending.last_sent = now;
         // After a pause of the program a line is sent once, not for each time that was missed.
         while pending.sent <= REPEATS.len() && pending.due() <= now {
             pending.sent += 1;
@@ -265,6 +295,28 @@ mod tests {
         assert_eq!(chat.due(end), None);
         assert_eq!(chat.next_due(), None);
         assert_eq!(chat.got(1, end), None, "too late");
+    }
+
+    #[test]
+    fn what_got_lost_is_sent_again_when_a_later_line_arrives() {
+        let start = clock::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut chat = Chat::new();
+        for (number, said) in [(1, 0), (2, 300), (3, 450)] {
+            assert_eq!(chat.say("line", at(said)), Ok(number));
+        }
+        assert_eq!(chat.due(at(500)), None);
+        chat.got(3, at(500));
+        // The second may still be under way.
+        chat.got(2, at(510));
+        assert_eq!(chat.due(at(510)), Some(Due::Again { number: 1, text: "line" }));
+        assert_eq!(chat.due(at(510)), None);
+        assert_eq!(chat.next_due(), Some(at(1000)), "its turns are as before");
+        chat.path_changed(at(600));
+        assert_eq!(chat.due(at(600)), None, "it has just been sent");
+        chat.path_changed(at(800));
+        assert_eq!(chat.next_due(), Some(at(510)));
+        assert_eq!(chat.due(at(800)), Some(Due::Again { number: 1, text: "line" }));
     }
 
     #[test]

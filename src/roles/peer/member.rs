@@ -115,6 +115,7 @@ impl Member {
     /// It can be reached now, or otherwise than before, or not any more.
     pub(super) fn reached(&mut self, via: Via, now: Instant) {
         self.via = via;
+        self.chat.path_changed(now);
         if via == Via::Nowhere || (self.is_here && self.tunnel.is_established()) {
             self.due = None;
             return;

@@ -99,8 +99,7 @@ impl Chat {
         }
         self.last_number = number;
         let text = text.to_owned();
-        let pending =
-            Pending { number, text, since: now, sent: 1, last_sent: now, hurries: false };
+        let pending = Pending { number, text, since: now, sent: 1, last_sent: now, hurries: false };
         self.pending.push_back(pending);
         Ok(number)
     }

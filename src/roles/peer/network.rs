@@ -7,6 +7,7 @@ use crate::net::udp::{Buffers, UdpSocket};
 use crate::runtime::event_loop::EventLoop;
 use mio::{Interest, Token};
 use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -158,14 +159,17 @@ impl Network {
         counters.refused(&batch.finish(), socket);
     }
 
-    /// The endpoints of this host's own interfaces: none of loopback, and of IPv6 none that is only
-    /// good on its link.
+    /// The endpoints of this host's own interfaces: none of loopback, none that is only good on its
+    /// link, and none of a tunnel's. A tunnel that is forwarded by us would else carry itself. (A
+    /// point-to-point interface to a provider, PPP, is one that the server sees.)
     pub(super) fn own_endpoints(&self) -> Vec<SocketAddr> {
         let Ok(interfaces) = getifaddrs() else {
             return Vec::new();
         };
         let mut endpoints = Vec::new();
-        for address in interfaces.filter_map(|interface| interface.address) {
+        let unfit = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_POINTOPOINT;
+        let fits = interfaces.filter(|interface| !interface.flags.intersects(unfit));
+        for address in fits.filter_map(|interface| interface.address) {
             let ip: IpAddr = if let Some(v4) = address.as_sockaddr_in() {
                 v4.ip().into()
             } else if let Some(v6) = address.as_sockaddr_in6() {

@@ -22,6 +22,8 @@ ROLES = {
         "8x32": "8 flows W=32 1200 B",
     },
     "rendezvous": {
+        "forward": "forwarded port, W=1 64 B, one core",
+        "forward-bulk": "forwarded port, W=64 1200 B",
         "256x1": "256 ports W=1",
         "64x16": "64 ports W=16",
     },
@@ -244,10 +246,18 @@ def pool_bar(rows, floods):
 
 
 def rendezvous_bar(rows):
-    """The bar's points for STUN: bindings per CPU second beside coturn's."""
+    """The bar's points: STUN bindings per CPU second beside coturn's, and what is forwarded."""
     points = []
     cpu = {(row["workload"], row["path"]): row["server_cpu_us_per_rt"] for row in rows}
     for row in rows:
+        if row["path"] == "udpferry peer":
+            points.append(
+                {
+                    "passed": row["corrupt"] == 0 and row["lost_percent"] <= POOL_LOST_PERCENT_MAX,
+                    "text": f"{row['title']}: {row['lost_percent']:.4f} % lost (at most "
+                    f"{POOL_LOST_PERCENT_MAX}), {row['corrupt']} wrong (none)",
+                }
+            )
         if row["path"] != "udpferry":
             continue
         theirs = cpu.get((row["workload"], "coturn"))

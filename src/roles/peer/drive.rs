@@ -142,7 +142,7 @@ impl Run {
 
     fn refuse_announcement(&mut self, id: MemberId, why: &str, now: Instant) {
         self.counters.announcements_refused.increment();
-        if let Some(more) = self.counters.trouble(now) {
+        if let Some(more) = self.trouble_log.pass(now) {
             let id = u64::from_be_bytes(id.0);
             log::warn!("member {id:016x} is not talked to: {why} ({more} more lines)");
         }

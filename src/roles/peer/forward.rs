@@ -8,6 +8,7 @@ use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::{Buffers, UdpSocket, any_port};
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::state::flow_table::{Flow, FlowId, FlowTable};
+use crate::state::token_bucket::LogGate;
 use crate::wire::rendezvous::MemberId;
 use mio::{Interest, Token};
 use std::collections::HashMap;
@@ -42,6 +43,7 @@ pub(super) struct Serving {
     sockets: Vec<Option<Served>>,
     members: HashMap<MemberId, FlowTable>,
     forwarding: Forwarding,
+    trouble_log: LogGate,
 }
 
 struct Served {
@@ -152,6 +154,7 @@ impl Serving {
             sockets: Vec::new(),
             members: HashMap::new(),
             forwarding: forwarding.clone(),
+            trouble_log: LogGate::new(1, 8),
         }
     }
 
@@ -223,7 +226,7 @@ impl Serving {
             }
             Err(error) => {
                 counters.drop(DropReason::NoSocket, 1);
-                if let Some(more) = counters.trouble(now) {
+                if let Some(more) = self.trouble_log.pass(now) {
                     log::warn!("no flow to {}: {error} ({more} more lines)", self.service);
                 }
                 None

@@ -26,6 +26,7 @@ use crate::runtime::event_loop::EventLoop;
 use crate::state::punch::interface::Families;
 use crate::state::punch::prospects::NatFacts;
 use crate::state::registration::Step;
+use crate::state::token_bucket::LogGate;
 use crate::wire::peer::{Announcement, ENDPOINTS_MAX};
 use crate::wire::rendezvous::{MemberId, Request, Token as MemberToken, write_request};
 use mio::Token;
@@ -65,6 +66,7 @@ pub(super) struct Run {
     pub(super) deliveries: Deliveries,
     pub(super) local_queue: SendQueue,
     pub(super) nat: NatFacts,
+    pub(super) trouble_log: LogGate,
     detector: Option<Detector>,
     /// Until then nobody is registered with: the NAT is being looked at.
     registers_from: Instant,
@@ -144,6 +146,7 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
         deliveries: Deliveries::default(),
         local_queue: SendQueue::default(),
         nat: NatFacts::default(),
+        trouble_log: LogGate::new(1, 8),
         detector: None,
         sealed: Vec::new(),
         last_made_ms: None,

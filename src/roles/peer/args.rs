@@ -45,7 +45,7 @@ pub const COMMAND: Command = Command {
             "Make a room, print its code, and wait in it for the others.",
         ),
         (
-            "udpferry peer --server ferry.example.com --room birdy:8XKM-3QPA-T2WD-7YHN-5CRE-9FVB-4G",
+            "udpferry peer --server ferry.example.com --room tibor:000G-40R4-0M30-E209-185G-R38E-1XF3",
             "Enter that room, and chat.",
         ),
         (
@@ -57,7 +57,7 @@ pub const COMMAND: Command = Command {
             "Reach it there: WireGuard's Endpoint is then 127.0.0.1:51821.",
         ),
         (
-            "udpferry peer --server ferry.example.com --detect",
+            "udpferry peer --server ferry.example.com --detect nat",
             "Say what the NAT in front of this host does, and what will work.",
         ),
     ],

@@ -147,7 +147,7 @@ impl Counters {
         self.bytes_to_tunnel.add(len as u64);
     }
 
-    pub(super) fn from_tunnel(&self, datagrams: usize, bytes: usize) {
+    pub(super) fn taken_from_tunnel(&self, datagrams: usize, bytes: usize) {
         self.datagrams_from_tunnel.add(datagrams as u64);
         self.bytes_from_tunnel.add(bytes as u64);
     }

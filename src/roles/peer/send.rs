@@ -13,7 +13,7 @@ use crate::wire::rendezvous::{MemberId, Request, write_request};
 impl Counters {
     /// What became of forwarded datagrams on their way to a local socket.
     pub(super) fn sent_locally(&self, report: &SendReport, socket: &UdpSocket) {
-        self.from_tunnel(report.sent, report.sent_bytes);
+        self.taken_from_tunnel(report.sent, report.sent_bytes);
         self.refused(report, socket);
     }
 

@@ -29,7 +29,7 @@ scratch=$(mktemp -d) || exit 1
 chmod 755 "$scratch"
 mkdir -m 1777 "$scratch/tmp" "$scratch/log"
 export TMPDIR=$scratch/tmp
-services='udpferry-udpgw udpferry-pool-server udpferry-pool-client udpferry-rendezvous'
+services='udpferry-udpgw udpferry-pool-server udpferry-pool-client udpferry-rendezvous udpferry-peer'
 # The one whose installation and life are tested in every detail.
 service=udpferry-udpgw
 pids=()
@@ -201,7 +201,7 @@ installer_tests() {
 	check "$shell install: unknown argument exits 2" equal "$code" 2
 	install --root "$root" --enable=frobnicate
 	check "$shell install: unknown service exits 2" equal "$code" 2
-	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client rendezvous"
+	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client rendezvous peer"
 	install --root "$root" --enable
 	check "$shell install: --enable in a scratch root exits 2" equal "$code" 2
 	CARGO_TARGET_DIR=$scratch/none install --root "$root"
@@ -419,6 +419,36 @@ rendezvous_init_tests() {
 	service=udpferry-udpgw
 	rm -rf "$root" "$scratch"/log/*
 }
+peer_init_tests() {
+	local pid pidfile=$scratch/udpferry-peer.pid log=$scratch/log/peer.log
+	root=$scratch/init-peer-$shell
+	config=$scratch/peer.conf
+	mkdir -p "$root"
+	install --root "$root" --binary "$binary" --sysv
+	service=udpferry-peer
+	check "$shell init: the shipped configuration of $service is valid" "$shell" -n "$root/etc/default/$service"
+	configure "$config" "$pidfile" "UDPFERRY_LOG_FILE='$log'"
+	expect start 6 "start of $service without a server"
+	check "$shell init: the message says what is missing" contains "$said" --server
+	configure "$config" "$pidfile" 'UDPFERRY_SERVER="127.0.0.1:9"' "UDPFERRY_LOG_FILE='$log'"
+	expect start 6 "start of $service without a room"
+	check "$shell init: the message says what is missing" contains "$said" --room
+	# Only root, or whoever runs this, can read the room's code.
+	(umask 077 && echo 'attic:a secret of the attic' >"$scratch/room")
+	configure "$config" "$pidfile" 'UDPFERRY_SERVER="127.0.0.1:9"' "UDPFERRY_ROOM_FILE='$scratch/room'" \
+		'UDPFERRY_FORWARD="127.0.0.1:0"' "UDPFERRY_LOG_FILE='$log'"
+	expect start 0 "start of $service"
+	pid=$(head -n 1 "$pidfile")
+	check "$shell init: $service runs its role" contains "$(tr '\0' ' ' <"/proc/$pid/cmdline")" "udpferry peer "
+	expect status 0 "status of $service"
+	mv "$log" "$log.1"
+	expect reload 0
+	check "$shell init: $service reopens the log file" eventually test -e "$log"
+	expect stop 0 "stop of $service"
+	check "$shell init: $service has ended" eventually not alive "$pid"
+	service=udpferry-udpgw
+	rm -rf "$root" "$scratch"/log/*
+}
 pool_configure() { # PIDFILE LINE...
 	configure "$config" "$@" 'UDPFERRY_BIND_ADDRESS="127.0.0.1"' 'UDPFERRY_BIND_PORT="0"' \
 		'UDPFERRY_NO_TLS="1"' "UDPFERRY_LOG_FILE='$scratch/log/pool.log'"
@@ -465,6 +495,8 @@ config_tests() {
 			# Nothing for a service, or another program's name for another option.
 			--help | --version | --daemon | --pid-file | --loglevel | --logger | --syslog-* | --channel-loglevel) continue ;;
 			--verbosity | --logfile) continue ;;
+			# A person's, or a secret that every user could read.
+			--room | --secret | --legacy | --detect | --connect-timeout) continue ;;
 			esac
 			variable=UDPFERRY_$(printf '%s' "${option#--}" | tr 'a-z-' 'A-Z_')
 			check "configuration of $name: $variable" grep -q "^#$variable=" "$repo/packaging/sysconfig/$name"
@@ -508,6 +540,7 @@ for shell in dash bash; do
 	init_tests
 	pool_init_tests
 	rendezvous_init_tests
+	peer_init_tests
 done
 unit_tests
 config_tests

@@ -137,6 +137,11 @@ impl Registration {
         *self = Registration::new(now);
     }
 
+    /// The cookie has expired, and this is the new one.
+    pub fn renew(&mut self, cookie: Cookie) {
+        self.cookie = Some(cookie);
+    }
+
     /// For requests besides registrations.
     pub fn cookie(&self) -> Option<Cookie> {
         self.cookie

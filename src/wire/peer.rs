@@ -243,7 +243,7 @@ pub fn write_announcement(out: &mut Vec<u8>, announcement: &Announcement) -> boo
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// The sender is there; the body is its nickname. Number 0 asks for one back, 1 is that.
+    /// The sender is there; the body is [`Greeting`]. Number 0 asks for one back, 1 is that.
     Here = 1,
     /// A line of chat.
     Line = 2,
@@ -255,6 +255,29 @@ pub enum Kind {
     Data = 5,
     /// A forwarded datagram, of the flow of that number, from the service.
     Back = 6,
+}
+
+/// The body of [`Kind::Here`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Greeting<'a> {
+    /// Another for each time that the sender begins to number its lines.
+    pub epoch: u64,
+    /// Its nickname, at most [`NAME_LEN_MAX`] bytes.
+    pub name: &'a str,
+}
+
+/// Reads a greeting. `None` if it is too short, or its name too long or no UTF-8.
+pub fn parse_greeting(body: &[u8]) -> Option<Greeting<'_>> {
+    let mut cursor = Cursor::new(body);
+    let epoch = cursor.u64_be()?;
+    let name = std::str::from_utf8(cursor.rest()).ok()?;
+    (name.len() <= NAME_LEN_MAX).then_some(Greeting { epoch, name })
+}
+
+/// Appends a greeting.
+pub fn write_greeting(out: &mut Vec<u8>, greeting: &Greeting<'_>) {
+    out.extend_from_slice(&greeting.epoch.to_be_bytes());
+    out.extend_from_slice(greeting.name.as_bytes());
 }
 
 /// A message in the tunnel.
@@ -407,6 +430,19 @@ mod tests {
                 prop_assert_eq!(again, bytes);
             }
         }
+    }
+
+    #[test]
+    fn a_greeting_is_read_as_written() {
+        let greeting = Greeting { epoch: 0x0102_0304_0506_0708, name: "ana" };
+        let mut body = Vec::new();
+        write_greeting(&mut body, &greeting);
+        assert_eq!(body, b"\x01\x02\x03\x04\x05\x06\x07\x08ana");
+        assert_eq!(parse_greeting(&body), Some(greeting));
+        assert_eq!(parse_greeting(&body[..7]), None);
+        body.resize(8 + NAME_LEN_MAX + 1, b'a');
+        assert_eq!(parse_greeting(&body), None);
+        assert_eq!(parse_greeting(b"\0\0\0\0\0\0\0\0\xff"), None);
     }
 
     #[test]

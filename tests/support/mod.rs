@@ -127,6 +127,13 @@ impl Service {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
     }
 
+    /// How it ended by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().unwrap();
+        let ended = await_some(|| child.try_wait().unwrap());
+        ended.unwrap_or_else(|| panic!("it does not end:\n{}", self.log()))
+    }
+
     /// SIGTERM, and how it ended, and how long that took.
     pub fn stop(mut self) -> (ExitStatus, Duration) {
         let begin = Instant::now();

@@ -2,7 +2,7 @@
 
 use super::identity::PublicKey;
 use super::room::{Room, RoomError};
-use super::{Config, Detection, Forwarding, RoomChoice, Server};
+use super::{Config, Detection, Forwarding, RoomChoice, Server, Wanted};
 use crate::cli::common::{COMMON, common};
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::table::{Command, Opt, Takes};
@@ -45,7 +45,7 @@ pub const COMMAND: Command = Command {
             "Make a room, print its code, and wait in it for the others.",
         ),
         (
-            "udpferry peer --server ferry.example.com --room birdy:8XKM-3QPA-T2WD-7YHN-5CRE-9FVB-4G",
+            "udpferry peer --server ferry.example.com --room tibor:000G-40R4-0M30-E209-185G-R38E-1XF3",
             "Enter that room, and chat.",
         ),
         (
@@ -57,7 +57,7 @@ pub const COMMAND: Command = Command {
             "Reach it there: WireGuard's Endpoint is then 127.0.0.1:51821.",
         ),
         (
-            "udpferry peer --server ferry.example.com --detect",
+            "udpferry peer --server ferry.example.com --detect nat",
             "Say what the NAT in front of this host does, and what will work.",
         ),
     ],
@@ -69,8 +69,8 @@ const MEETING: &[Opt] = &[
         takes: Takes::One("HOST[:PORT]"),
         times_max: SERVERS_MAX,
         default: None,
-        help: "The rendezvous server, port 12345 without another; up to 4 times: the next one is \
-               asked when one is silent. Required.",
+        help: "The rendezvous server, port 12345 without another; up to 4 times: members meet who \
+               share one that works. Required.",
     },
     Opt::value(
         &["--room"],
@@ -127,9 +127,10 @@ const FORWARDING: &[Opt] = &[
     ),
     Opt::value(
         &["--to"],
-        "NAME",
+        "NAME|KEY",
         None,
-        "Take them to the member of that name; without it, to the first that serves.",
+        "Take them to the member of that name or, which nobody else can claim, public key; without \
+         it, to the first that serves.",
     ),
     Opt::value(
         &["--serve"],
@@ -231,7 +232,7 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
         peer_keys: m.many("--peer-key", peer_key)?,
         forwarding: Forwarding {
             listen: m.one("--forward", local_endpoint)?,
-            to: m.one("--to", name)?,
+            to: m.one("--to", wanted)?,
             serve: m.one("--serve", endpoint)?,
             flows_max: m.required("--max-flows", count(1, 4_096))?,
             flow_timeout: m.required("--flow-timeout", duration)?,
@@ -327,6 +328,13 @@ fn host_name() -> String {
 
 fn peer_key(text: &str) -> Result<PublicKey, String> {
     PublicKey::parse(text).map_err(|error| error.to_string())
+}
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    match PublicKey::parse(text) {
+        Ok(key) => Ok(Wanted::Key(key)),
+        Err(_) => name(text).map(Wanted::Name),
+    }
 }
 
 fn port(text: &str) -> Result<u16, String> {

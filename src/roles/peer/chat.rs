@@ -81,6 +81,8 @@ pub enum Heard<'a> {
 pub struct Chat {
     last_number: u32,
     pending: VecDeque<Pending>,
+    /// Of the peer's chat.
+    epoch: Option<u64>,
     seen: Seen,
 }
 
@@ -161,6 +163,14 @@ impl Chat {
     /// When to ask [`Chat::due`] again; `None` if nothing is on its way.
     pub fn next_due(&self) -> Option<Instant> {
         self.pending.iter().map(Pending::due).min()
+    }
+
+    /// The peer's chat of that epoch begins: a number that it makes anew with each chat, so that its
+    /// line 1 of today is not taken for that of yesterday.
+    pub fn begins(&mut self, epoch: u64) {
+        if self.epoch.replace(epoch) != Some(epoch) {
+            self.seen = Seen::default();
+        }
     }
 
     /// A line of the peer's.
@@ -294,6 +304,17 @@ mod tests {
         assert_eq!(chat.due(end), None);
         assert_eq!(chat.next_due(), None);
         assert_eq!(chat.got(1, end), None, "too late");
+    }
+
+    #[test]
+    fn the_lines_of_another_epoch_are_new() {
+        let mut chat = Chat::new();
+        chat.begins(7);
+        assert_eq!(chat.hear(1, b"one"), Heard::New("one"));
+        chat.begins(7);
+        assert_eq!(chat.hear(1, b"one"), Heard::Duplicate);
+        chat.begins(8);
+        assert_eq!(chat.hear(1, b"another"), Heard::New("another"));
     }
 
     #[test]

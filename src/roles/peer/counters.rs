@@ -1,12 +1,7 @@
 //! What a peer counts.
 
-use crate::net::sys::mmsg::send::SendReport;
-use crate::net::udp::UdpSocket;
 use crate::runtime::metrics::{Counter, Gauge, Registry};
-use crate::state::token_bucket::LogGate;
-use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Why a datagram was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +66,6 @@ pub(super) struct Counters {
     bytes_to_tunnel: Arc<Counter>,
     bytes_from_tunnel: Arc<Counter>,
     dropped: [Arc<Counter>; DropReason::LABELS.len()],
-    trouble_log: RefCell<LogGate>,
 }
 
 impl Counters {
@@ -135,7 +129,6 @@ impl Counters {
             bytes_to_tunnel,
             bytes_from_tunnel,
             dropped,
-            trouble_log: RefCell::new(LogGate::new(1, 8)),
         }
     }
 
@@ -143,11 +136,6 @@ impl Counters {
         if count > 0 {
             self.dropped[reason as usize].add(count);
         }
-    }
-
-    /// Whether a line about trouble may be logged now, and how many were kept back before it.
-    pub(super) fn trouble(&self, now: Instant) -> Option<u64> {
-        self.trouble_log.borrow_mut().pass(now)
     }
 
     pub(super) fn path(&self, kind: PathKind) {
@@ -159,20 +147,8 @@ impl Counters {
         self.bytes_to_tunnel.add(len as u64);
     }
 
-    /// What became of forwarded datagrams on their way to a local socket.
-    pub(super) fn sent_locally(&self, report: &SendReport, socket: &UdpSocket) {
-        self.datagrams_from_tunnel.add(report.sent as u64);
-        self.bytes_from_tunnel.add(report.sent_bytes as u64);
-        self.refused(report, socket);
-    }
-
-    /// What did not leave.
-    pub(super) fn refused(&self, report: &SendReport, socket: &UdpSocket) {
-        self.drop(DropReason::SendBufferFull, report.blocked as u64);
-        self.drop(DropReason::SendFailed, report.failed as u64);
-        self.icmp_errors.add(report.icmp_errors as u64);
-        if report.segmentation_refused {
-            socket.stop_segmentation();
-        }
+    pub(super) fn taken_from_tunnel(&self, datagrams: usize, bytes: usize) {
+        self.datagrams_from_tunnel.add(datagrams as u64);
+        self.bytes_from_tunnel.add(bytes as u64);
     }
 }

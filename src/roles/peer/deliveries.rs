@@ -2,7 +2,7 @@
 //! sent in batches.
 
 use super::counters::Counters;
-use super::forward::{Listening, Serving};
+use super::forward::{Listening, ServedFlow, Serving};
 use crate::net::sys::mmsg::send::SendQueue;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -13,7 +13,7 @@ enum Local {
     /// From the listening socket to whose flow it is.
     Source(SocketAddr),
     /// To the service, by the flow's socket.
-    Slot(usize),
+    Flow(ServedFlow),
 }
 
 /// A reused buffer, and what stands in it.
@@ -29,9 +29,9 @@ impl Deliveries {
         self.add(Local::Source(source), payload);
     }
 
-    /// Adds a datagram for the service, by the socket of that slot.
-    pub(super) fn add_for_service(&mut self, slot: usize, payload: &[u8]) {
-        self.add(Local::Slot(slot), payload);
+    /// Adds a datagram for the service, by the socket of that flow.
+    pub(super) fn add_for_service(&mut self, flow: ServedFlow, payload: &[u8]) {
+        self.add(Local::Flow(flow), payload);
     }
 
     fn add(&mut self, to: Local, payload: &[u8]) {
@@ -57,16 +57,16 @@ impl Deliveries {
                 Some((Local::Source(_), _)) => {
                     let answers = run.iter().filter_map(|(to, range)| match to {
                         Local::Source(source) => Some((*source, payload(range))),
-                        Local::Slot(_) => None,
+                        Local::Flow(_) => None,
                     });
                     if let Some(listening) = listening {
                         listening.send(queue, answers, counters);
                     }
                 }
-                Some((Local::Slot(slot), _)) => {
+                Some((Local::Flow(flow), _)) => {
                     let datagrams = run.iter().map(|(_, range)| payload(range));
                     if let Some(serving) = serving {
-                        serving.send(*slot, queue, datagrams, counters);
+                        serving.send(*flow, queue, datagrams, counters);
                     }
                 }
                 None => {}

@@ -13,7 +13,7 @@ use crate::state::punch::Punch;
 use crate::state::punch::candidates::{Candidate, CandidateKind};
 use crate::state::punch::interface::{Action, Config, Introduction};
 use crate::state::punch::prospects::NatFacts;
-use crate::wire::peer::{Announcement, Kind, Message, Probe, ProbeKind};
+use crate::wire::peer::{Announcement, Greeting, Kind, Message, Probe, ProbeKind, write_greeting};
 use crate::wire::rendezvous::{
     Answer, Endpoints, MemberId, Refusal, Request, parse_answer, write_request,
 };
@@ -36,9 +36,10 @@ impl Run {
         let Some(answer) = parse_answer(datagram) else {
             return self.counters.drop(DropReason::Malformed, 1);
         };
+        self.is_stale = true;
         match answer {
             Answer::Cookie { tx, cookie, endpoint } => {
-                if place.registration.on_cookie(tx, cookie, now) {
+                if place.registration.on_cookie(tx, cookie, now) || place.renew(tx, cookie, now) {
                     place.seen = Some(endpoint);
                 }
             }
@@ -46,10 +47,14 @@ impl Run {
                 let was_in = place.registration.is_in();
                 let refresh = Duration::from_secs(u64::from(refresh_s));
                 if place.registration.on_registered(tx, refresh, now) {
+                    let has_come = relay && !place.relay;
                     place.relay = relay;
                     place.seen = Some(endpoint);
                     if !was_in {
                         log::info!("registered at {from}, seen as {endpoint}, {members} members");
+                    }
+                    if has_come {
+                        self.relay_has_come(Relay { socket, server: from });
                     }
                 }
             }
@@ -64,6 +69,7 @@ impl Run {
                 }
             }
             Answer::Introduce { introduction, start_ms, member, endpoints, sealed } => {
+                place.calls.retain(|call| call.member != member);
                 let relay = place.relay.then_some(Relay { socket, server: from });
                 self.outbox.add(socket, from, |bytes| {
                     write_request(bytes, &Request::Introduced { introduction });
@@ -71,11 +77,16 @@ impl Run {
                 });
                 let start = now + Duration::from_millis(u64::from(start_ms));
                 let news = (introduction, start);
-                self.introduced(member, endpoints, sealed, relay, news, events, now);
+                self.introduced(member, endpoints, sealed, (from, relay), news, events, now);
+            }
+            Answer::Gone { member } if member == self.me => {
+                // It has forgotten us.
+                place.registration.hurry(now);
             }
             Answer::Gone { member } => {
+                place.calls.retain(|call| call.member != member);
                 if let Some(slot) = self.slot_of(member) {
-                    self.gone(slot, events);
+                    self.gone(slot, from, events, now);
                 }
             }
             Answer::Left { .. } => {}
@@ -95,7 +106,7 @@ impl Run {
         id: MemberId,
         endpoints: Endpoints,
         sealed: &[u8],
-        relay: Option<Relay>,
+        (server, relay): (SocketAddr, Option<Relay>),
         (introduction, start): (u64, Instant),
         events: &mut EventLoop,
         now: Instant,
@@ -114,7 +125,7 @@ impl Run {
                 Err(why) => return self.refuse_announcement(id, &why, now),
             },
         };
-        let mine = self.nat;
+        let (mine, takes_relay) = (self.nat, self.config.relay);
         let Some(member) = self.member(slot) else { return };
         if !member.is_news(introduction) {
             return;
@@ -134,7 +145,11 @@ impl Run {
         };
         member.relay = relay.filter(|_| announcement.relay).or(member.relay);
         member.announcement = announcement;
-        member.is_registered = true;
+        if !member.servers.contains(&server) {
+            member.servers.push(server);
+        }
+        let has_relay = member.relay.is_some() && takes_relay;
+        member.punch.set_relay(has_relay);
         member.introduced = now;
         member.punch.introduce(&Introduction { candidates, mine, theirs, start }, now);
         self.drive(slot, events, now);
@@ -142,9 +157,20 @@ impl Run {
 
     fn refuse_announcement(&mut self, id: MemberId, why: &str, now: Instant) {
         self.counters.announcements_refused.increment();
-        if let Some(more) = self.counters.trouble(now) {
+        if let Some(more) = self.trouble_log.pass(now) {
             let id = u64::from_be_bytes(id.0);
             log::warn!("member {id:016x} is not talked to: {why} ({more} more lines)");
+        }
+    }
+
+    /// A server relays that did not, or had not said so: for those whom it has introduced.
+    fn relay_has_come(&mut self, relay: Relay) {
+        for member in self.members.iter_mut().flatten() {
+            let wants = self.config.relay && member.announcement.relay;
+            if wants && member.relay.is_none() && member.servers.contains(&relay.server) {
+                member.relay = Some(relay);
+                member.punch.set_relay(true);
+            }
         }
     }
 
@@ -161,7 +187,12 @@ impl Run {
             it.as_ref().is_some_and(|old| old.announcement.public_key == announcement.public_key)
         };
         if let Some(old) = self.members.iter().position(same_key) {
-            // The same key under another id: it was started anew.
+            let known = self.members.get(old).and_then(Option::as_ref);
+            // A server that has not noticed yet, or repeats what it once had.
+            if known.is_some_and(|old| old.announcement.made_ms >= announcement.made_ms) {
+                return Err("it has been started anew since".to_owned());
+            }
+            // The same key under another id, made later: it was started anew.
             self.remove(old, "comes anew", events);
         }
         let slot = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
@@ -173,6 +204,7 @@ impl Run {
         let tunnel = Tunnel::new(&self.handshakes, theirs, self.keys.preshared, index)
             .map_err(|error| error.to_string())?;
         let leads = self.handshakes.public().0 < announcement.public_key;
+        let epoch = random_number().ok_or("no random numbers")?;
         let punch = Punch::new(Config {
             families: self.families(),
             leads,
@@ -182,7 +214,8 @@ impl Run {
         });
         let shown = name_for_terminal(&announcement.name);
         let name = if shown.is_empty() { "somebody".to_owned() } else { shown };
-        let member = Member::new(id, announcement.clone(), name, punch, tunnel, leads, now);
+        let sides = (leads, epoch);
+        let member = Member::new(id, announcement.clone(), name, punch, tunnel, sides, now);
         match self.members.get_mut(slot) {
             Some(place) => *place = Some(member),
             None => self.members.push(Some(member)),
@@ -191,11 +224,20 @@ impl Run {
     }
 
     /// The server has it no more. If a path is there, that says more than the server.
-    fn gone(&mut self, slot: usize, events: &mut EventLoop) {
+    fn gone(&mut self, slot: usize, server: SocketAddr, events: &mut EventLoop, now: Instant) {
         let Some(member) = self.member(slot) else { return };
-        member.is_registered = false;
-        if member.via == Via::Nowhere || member.via == Via::Relay {
-            self.remove(slot, "is gone", events);
+        let was_registered = member.is_registered();
+        member.servers.retain(|of_member| *of_member != server);
+        if member.is_registered() {
+            return;
+        }
+        match member.via {
+            Via::Nowhere | Via::Relay => self.remove(slot, "is gone", events),
+            Via::Direct(_) if was_registered => {
+                member.punch.recheck(now);
+                self.drive(slot, events, now);
+            }
+            Via::Direct(_) => {}
         }
     }
 
@@ -215,8 +257,11 @@ impl Run {
         self.close_extra(None, events);
     }
 
-    fn close_extra(&mut self, kept: Option<u16>, events: &mut EventLoop) {
-        if self.members.iter().flatten().any(|member| member.punch.is_trying_hard()) {
+    /// Closes the extra sockets that nobody needs; later, while somebody probes with them.
+    pub(super) fn close_extra(&mut self, kept: Option<u16>, events: &mut EventLoop) {
+        self.network.closes_later =
+            self.members.iter().flatten().any(|member| member.punch.is_trying_hard());
+        if self.network.closes_later {
             return;
         }
         let used: Vec<u16> = self
@@ -234,6 +279,7 @@ impl Run {
 
     /// Does what is due towards a member.
     pub(super) fn drive(&mut self, slot: usize, events: &mut EventLoop, now: Instant) {
+        self.is_stale = true;
         loop {
             let busy = self.members.iter().enumerate().any(|(other, it)| {
                 other != slot && it.as_ref().is_some_and(|member| member.punch.is_trying_hard())
@@ -255,6 +301,9 @@ impl Run {
                         self.show_path(slot, now);
                     }
                 }
+                Action::Relay if !member.is_registered() => {
+                    return self.remove(slot, "is gone", events);
+                }
                 Action::Relay => {
                     let was = member.via;
                     member.reached(Via::Relay, now);
@@ -265,7 +314,7 @@ impl Run {
                 }
                 Action::Lost => {
                     member.reached(Via::Nowhere, now);
-                    let is_registered = member.is_registered;
+                    let is_registered = member.is_registered();
                     self.show_path(slot, now);
                     if !is_registered {
                         return self.remove(slot, "is gone", events);
@@ -275,7 +324,7 @@ impl Run {
                     self.counters.path(PathKind::Failed);
                     self.show_failure(slot);
                 }
-                Action::Call => self.call(id),
+                Action::Call => self.meeting.call(id, now),
                 Action::Open(count) => self.network.open_extra(count, events),
                 Action::Close(kept) => self.close_extra(kept, events),
             }
@@ -285,19 +334,6 @@ impl Run {
             Some(Due::Handshake) => self.shake_hands(slot),
             Some(Due::Greeting) => self.greet(slot, 0),
             None => {}
-        }
-    }
-
-    fn call(&mut self, member: MemberId) {
-        let (room, token) = (self.keys.id, self.token);
-        for place in self.meeting.entered() {
-            let (Some(cookie), Some(tx)) = (place.registration.cookie(), random_number()) else {
-                continue;
-            };
-            self.outbox.add(place.socket, place.endpoint, |bytes| {
-                write_request(bytes, &Request::Call { tx, cookie, room, token, member });
-                true
-            });
         }
     }
 
@@ -356,9 +392,11 @@ impl Run {
 
     /// Tells a member our name; `number` 0 asks for its own.
     pub(super) fn greet(&mut self, slot: usize, number: u32) {
-        let name = self.config.name.clone();
-        let message = Message { kind: Kind::Here, number, body: name.as_bytes() };
-        self.send_message(slot, &message);
+        let Some(member) = self.members.get(slot).and_then(Option::as_ref) else { return };
+        let mut body = Vec::new();
+        let greeting = Greeting { epoch: member.epoch, name: &self.config.name };
+        write_greeting(&mut body, &greeting);
+        self.send_message(slot, &Message { kind: Kind::Here, number, body: &body });
     }
 
     pub(super) fn say_bye(&mut self, slot: usize) {

@@ -8,6 +8,7 @@ use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::{Buffers, UdpSocket, any_port};
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::state::flow_table::{Flow, FlowId, FlowTable};
+use crate::state::token_bucket::LogGate;
 use crate::wire::rendezvous::MemberId;
 use mio::{Interest, Token};
 use std::collections::HashMap;
@@ -40,11 +41,22 @@ pub(super) struct Serving {
     service: SocketAddr,
     first_token: usize,
     sockets: Vec<Option<Served>>,
+    opened: u64,
     members: HashMap<MemberId, FlowTable>,
     forwarding: Forwarding,
+    trouble_log: LogGate,
+}
+
+/// A served flow's socket: the place in the list, and how many have been opened before it, since a
+/// place may be another flow's by the time that a datagram leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ServedFlow {
+    slot: usize,
+    generation: u64,
 }
 
 struct Served {
+    generation: u64,
     socket: UdpSocket,
     member: MemberId,
     flow: FlowId,
@@ -150,8 +162,10 @@ impl Serving {
             service,
             first_token,
             sockets: Vec::new(),
+            opened: 0,
             members: HashMap::new(),
             forwarding: forwarding.clone(),
+            trouble_log: LogGate::new(1, 8),
         }
     }
 
@@ -190,7 +204,7 @@ impl Serving {
         }
     }
 
-    /// The socket slot of a member's flow, opened if need be.
+    /// The socket of a member's flow, opened if need be.
     pub(super) fn slot_of(
         &mut self,
         member: MemberId,
@@ -198,7 +212,7 @@ impl Serving {
         events: &mut EventLoop,
         counters: &Counters,
         now: Instant,
-    ) -> Option<usize> {
+    ) -> Option<ServedFlow> {
         // Our own numbers have 16 bits; anything else is no flow of ours.
         let number = u16::try_from(number).ok()?;
         let forwarding = &self.forwarding;
@@ -208,7 +222,9 @@ impl Serving {
             .or_insert_with(|| FlowTable::new(forwarding.flows_max, forwarding.idle()));
         if let Some(flow) = flows.by_conid(number) {
             flows.touch(flow, now);
-            return Some(flows.get(flow).socket);
+            let slot = flows.get(flow).socket;
+            let served = self.sockets.get(slot).and_then(Option::as_ref)?;
+            return Some(ServedFlow { slot, generation: served.generation });
         }
         if let Some(surplus) = flows.surplus() {
             let evicted = flows.remove(surplus);
@@ -223,7 +239,7 @@ impl Serving {
             }
             Err(error) => {
                 counters.drop(DropReason::NoSocket, 1);
-                if let Some(more) = counters.trouble(now) {
+                if let Some(more) = self.trouble_log.pass(now) {
                     log::warn!("no flow to {}: {error} ({more} more lines)", self.service);
                 }
                 None
@@ -237,7 +253,7 @@ impl Serving {
         number: u16,
         events: &mut EventLoop,
         now: Instant,
-    ) -> io::Result<usize> {
+    ) -> io::Result<ServedFlow> {
         let mut socket = UdpSocket::bind(any_port(self.service), false, BUFFERS)?;
         socket.connect(self.service)?;
         let slot = self.sockets.iter().position(Option::is_none).unwrap_or(self.sockets.len());
@@ -245,12 +261,14 @@ impl Serving {
         events.register(socket.source(), token, Interest::READABLE)?;
         let flows = self.members.get_mut(&member).ok_or(io::ErrorKind::NotFound)?;
         let flow = flows.insert(flow(number, self.service, slot, now));
-        let served = Some(Served { socket, member, flow, number });
+        let generation = self.opened;
+        self.opened += 1;
+        let served = Some(Served { generation, socket, member, flow, number });
         match self.sockets.get_mut(slot) {
             Some(place) => *place = served,
             None => self.sockets.push(served),
         }
-        Ok(slot)
+        Ok(ServedFlow { slot, generation })
     }
 
     fn close(&mut self, slot: usize, events: &mut EventLoop, counters: &Counters) {
@@ -264,13 +282,14 @@ impl Serving {
     /// Sends one flow's datagrams to the service, in one batch.
     pub(super) fn send<'d>(
         &self,
-        slot: usize,
+        flow: ServedFlow,
         queue: &mut SendQueue,
         datagrams: impl Iterator<Item = &'d [u8]>,
         counters: &Counters,
     ) {
-        let Some(served) = self.sockets.get(slot).and_then(Option::as_ref) else {
-            return;
+        let served = self.sockets.get(flow.slot).and_then(Option::as_ref);
+        let Some(served) = served.filter(|served| served.generation == flow.generation) else {
+            return counters.drop(DropReason::NoFlow, datagrams.count() as u64);
         };
         let mut batch = served.socket.batch(queue);
         for payload in datagrams {

@@ -6,7 +6,9 @@ use super::network::{IPV4, IPV6, Network};
 use crate::runtime::clock;
 use crate::runtime::errands::Errands;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
+use crate::state::backoff::Backoff;
 use crate::state::registration::{Registration, Step};
+use crate::wire::rendezvous::{Cookie, MemberId};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -17,6 +19,14 @@ const STACK: usize = 256 * 1024;
 const LOOKUPS_MAX: usize = 16;
 /// A name is looked up again at most so often.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Members called at the same time: a room's.
+const CALLS_MAX: usize = 16;
+/// A call is sent so often.
+const CALLS: u32 = 4;
+/// The server repeats an introduction after 200 ms itself.
+const FIRST_CALL_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_CALL_RETRY: Duration = Duration::from_secs(4);
 
 /// What the resolver said of a server.
 pub(super) struct Looked {
@@ -37,6 +47,50 @@ pub(super) struct Place {
     pub(super) relay: bool,
     /// Where the server sees us.
     pub(super) seen: Option<SocketAddr>,
+    /// Calls that no introduction has answered yet.
+    pub(super) calls: Vec<Call>,
+}
+
+/// A call of a member, until it is answered.
+pub(super) struct Call {
+    pub(super) member: MemberId,
+    tx: u64,
+    next: Instant,
+    retry: Backoff,
+    left: u32,
+}
+
+/// What is to be sent to a server.
+pub(super) enum ToServer {
+    /// For the registration.
+    Step(Step),
+    /// A call.
+    Call { tx: u64, cookie: Cookie, member: MemberId },
+}
+
+impl Place {
+    /// A cookie that answers a call: the old one had expired. Returns whether it does.
+    pub(super) fn renew(&mut self, tx: u64, cookie: Cookie, now: Instant) -> bool {
+        let Some(call) = self.calls.iter_mut().find(|call| call.tx == tx) else {
+            return false;
+        };
+        call.next = now;
+        self.registration.renew(cookie);
+        true
+    }
+
+    fn due_call(&mut self, now: Instant, tx: u64) -> Option<ToServer> {
+        self.calls.retain(|call| call.left > 0 || call.next > now);
+        if !self.registration.is_in() {
+            return None;
+        }
+        let cookie = self.registration.cookie()?;
+        let call = self.calls.iter_mut().find(|call| call.next <= now)?;
+        call.tx = tx;
+        call.left -= 1;
+        call.next = now + call.retry.failed();
+        Some(ToServer::Call { tx, cookie, member: call.member })
+    }
 }
 
 pub(super) struct Meeting {
@@ -123,7 +177,10 @@ impl Meeting {
         let place =
             self.places.iter_mut().find(|place| place.server == server && place.socket == socket);
         let Some(place) = place else {
-            let Some(endpoint) = fits.next() else {
+            // Two names of one server are one server.
+            let is_known =
+                |endpoint: &SocketAddr| self.places.iter().any(|place| place.endpoint == *endpoint);
+            let Some(endpoint) = fits.find(|endpoint| !is_known(endpoint)) else {
                 return false;
             };
             self.places.push(Place {
@@ -133,6 +190,7 @@ impl Meeting {
                 registration: Registration::new(now),
                 relay: false,
                 seen: None,
+                calls: Vec::new(),
             });
             return true;
         };
@@ -150,7 +208,11 @@ impl Meeting {
     }
 
     /// What is due: which place, and what to send there.
-    pub(super) fn poll(&mut self, now: Instant, random: u64) -> Option<(u16, SocketAddr, Step)> {
+    pub(super) fn poll(
+        &mut self,
+        now: Instant,
+        random: u64,
+    ) -> Option<(u16, SocketAddr, ToServer)> {
         for at in 0..self.places.len() {
             let place = self.places.get_mut(at)?;
             if let Some(step) = place.registration.poll(now, random) {
@@ -158,7 +220,10 @@ impl Meeting {
                 if place.registration.is_silent() {
                     self.look_up(server, now);
                 }
-                return Some((socket, endpoint, step));
+                return Some((socket, endpoint, ToServer::Step(step)));
+            }
+            if let Some(call) = place.due_call(now, random) {
+                return Some((place.socket, place.endpoint, call));
             }
         }
         None
@@ -169,7 +234,22 @@ impl Meeting {
         let unresolved = (0..self.servers.len())
             .filter(|server| self.places.iter().all(|place| place.server != *server))
             .filter_map(|server| self.next_lookup.get(server).copied());
-        self.places.iter().map(|place| place.registration.next_deadline()).chain(unresolved).min()
+        let due = self.places.iter().flat_map(|place| {
+            let calls = place.calls.iter().filter(|_| place.registration.is_in());
+            calls.map(|call| call.next).chain([place.registration.next_deadline()])
+        });
+        due.chain(unresolved).min()
+    }
+
+    /// Asks every server to introduce that member again.
+    pub(super) fn call(&mut self, member: MemberId, now: Instant) {
+        for place in &mut self.places {
+            place.calls.retain(|call| call.member != member);
+            if place.calls.len() < CALLS_MAX {
+                let retry = Backoff::new(FIRST_CALL_RETRY, LONGEST_CALL_RETRY);
+                place.calls.push(Call { member, tx: 0, next: now, retry, left: CALLS });
+            }
+        }
     }
 
     /// Looks up again what could not be resolved.

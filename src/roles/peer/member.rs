@@ -59,8 +59,10 @@ pub(super) struct Member {
     pub(super) relay: Option<Relay>,
     /// This side starts handshakes.
     pub(super) leads: bool,
-    /// A server has it in the room.
-    pub(super) is_registered: bool,
+    /// The servers that have it in the room.
+    pub(super) servers: Vec<SocketAddr>,
+    /// Of our chat with it.
+    pub(super) epoch: u64,
     /// Its greeting has come: what is said reaches it.
     pub(super) is_here: bool,
     /// When it was introduced last.
@@ -77,7 +79,7 @@ impl Member {
         name: String,
         punch: Punch,
         tunnel: Tunnel,
-        leads: bool,
+        (leads, epoch): (bool, u64),
         now: Instant,
     ) -> Member {
         Member {
@@ -91,7 +93,8 @@ impl Member {
             via: Via::Nowhere,
             relay: None,
             leads,
-            is_registered: true,
+            servers: Vec::new(),
+            epoch,
             is_here: false,
             introduced: now,
             introductions: VecDeque::new(),
@@ -110,6 +113,11 @@ impl Member {
         }
         self.introductions.push_back(introduction);
         true
+    }
+
+    /// Whether a server has it in the room.
+    pub(super) fn is_registered(&self) -> bool {
+        !self.servers.is_empty()
     }
 
     /// It can be reached now, or otherwise than before, or not any more.

@@ -93,11 +93,27 @@ enum Detection {
     Lifetime,
 }
 
+/// To whom to forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wanted {
+    Name(String),
+    Key(PublicKey),
+}
+
+impl Wanted {
+    fn is(&self, name: &str, key: PublicKey) -> bool {
+        match self {
+            Wanted::Name(wanted) => wanted == name,
+            Wanted::Key(wanted) => *wanted == key,
+        }
+    }
+}
+
 /// What is forwarded.
 #[derive(Debug, Clone)]
 struct Forwarding {
     listen: Option<SocketAddr>,
-    to: Option<String>,
+    to: Option<Wanted>,
     serve: Option<SocketAddr>,
     flows_max: usize,
     flow_timeout: Duration,

@@ -29,6 +29,8 @@ pub(super) struct Network {
     sockets: Vec<Option<UdpSocket>>,
     first_token: usize,
     queue: SendQueue,
+    /// Extra sockets are to be closed once nobody probes with them.
+    pub(super) closes_later: bool,
 }
 
 impl Network {
@@ -38,7 +40,12 @@ impl Network {
         events: &mut EventLoop,
         first_token: usize,
     ) -> io::Result<Network> {
-        let mut network = Network { sockets: Vec::new(), first_token, queue: SendQueue::default() };
+        let mut network = Network {
+            sockets: Vec::new(),
+            first_token,
+            queue: SendQueue::default(),
+            closes_later: false,
+        };
         let v4 = network.bind(IPV4, (Ipv4Addr::UNSPECIFIED, port).into(), BUFFERS, events);
         // The same port in both, so that a rule in a firewall serves both.
         let port = network.port(IPV4).unwrap_or(port);

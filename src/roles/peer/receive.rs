@@ -2,14 +2,15 @@
 
 use super::chat::{Heard, for_terminal, name_for_terminal};
 use super::counters::DropReason;
-use super::member::{Relay, Via};
+use super::identity::PublicKey;
+use super::member::{Member, Relay, Via};
 use super::probe::ProbeError;
 use super::run::Run;
 use super::send::{answer, forward};
 use super::tunnel::{Addressee, Knock, Outcome, Refusal, addressee};
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::runtime::event_loop::{EventLoop, Readiness};
-use crate::wire::peer::{Kind, Message, NAME_LEN_MAX, PROBE_MAGIC, Probe, ProbeKind};
+use crate::wire::peer::{Kind, Message, PROBE_MAGIC, Probe, ProbeKind, parse_greeting};
 use crate::wire::rendezvous::is_rendezvous;
 use mio::Token;
 use std::io;
@@ -260,13 +261,14 @@ impl Run {
         events: &mut EventLoop,
         now: Instant,
     ) {
+        self.is_stale |= !matches!(message.kind, Kind::Data | Kind::Back);
         match message.kind {
             Kind::Data => self.take_data(slot, message, events, now),
             Kind::Back => {
-                let source = self
-                    .listening
-                    .as_mut()
-                    .and_then(|listening| listening.source_of(message.number, now));
+                // Only of the member that serves us: the others know the numbers too.
+                let serves = self.serving_member() == Some(slot);
+                let listening = self.listening.as_mut().filter(|_| serves);
+                let source = listening.and_then(|it| it.source_of(message.number, now));
                 match source {
                     Some(source) => self.deliveries.add_answer(source, message.body),
                     None => self.counters.drop(DropReason::NoFlow, 1),
@@ -304,11 +306,18 @@ impl Run {
 
     fn take_greeting(&mut self, slot: usize, message: &Message<'_>, now: Instant) {
         let Some(member) = self.member(slot) else { return };
-        let name = std::str::from_utf8(message.body).ok().filter(|it| it.len() <= NAME_LEN_MAX);
-        if let Some(name) = name.map(name_for_terminal).filter(|name| !name.is_empty()) {
-            member.name = name;
-        }
+        let Some(greeting) = parse_greeting(message.body) else {
+            return self.counters.drop(DropReason::Malformed, 1);
+        };
+        member.chat.begins(greeting.epoch);
         let is_new = member.greeted();
+        if is_new {
+            // Later ones do not change it: whose line it is shall not depend on what the line's
+            // sender says of itself meanwhile.
+            let name = name_for_terminal(greeting.name);
+            self.name_member(slot, name);
+        }
+        let Some(member) = self.member(slot) else { return };
         let name = member.name.clone();
         if message.number == 0 {
             self.greet(slot, 1);
@@ -321,6 +330,23 @@ impl Run {
             // Lines that waited for somebody.
             self.read_terminal(now);
         }
+    }
+
+    /// The member's name on the screen, with the beginning of its key if another one has that name.
+    fn name_member(&mut self, slot: usize, name: String) {
+        let others = self.members.iter().enumerate().filter(|(other, _)| *other != slot);
+        let is_taken = others.filter_map(|(_, it)| it.as_ref()).any(|it| it.name == name);
+        let is_ours = name == self.config.name;
+        let Some(member) = self.member(slot) else { return };
+        if name.is_empty() {
+            return;
+        }
+        member.name = if is_taken || is_ours {
+            let key = PublicKey(member.announcement.public_key).to_string();
+            format!("{name}~{}", key.get(..6).unwrap_or_default())
+        } else {
+            name
+        };
     }
 
     fn take_line(&mut self, slot: usize, message: &Message<'_>) {
@@ -389,13 +415,18 @@ impl Run {
 
     /// The member that serves: the one of the given name, or the first.
     fn serving_member(&self) -> Option<usize> {
-        let wanted = self.config.forwarding.to.as_deref();
-        self.members.iter().position(|it| {
+        let wanted = self.config.forwarding.to.as_ref();
+        let serves = |it: &Option<Member>, needs_server: bool| {
             it.as_ref().is_some_and(|member| {
+                let key = PublicKey(member.announcement.public_key);
                 member.is_here
                     && member.announcement.serves
-                    && wanted.is_none_or(|name| name == member.name)
+                    && (member.is_registered() || !needs_server)
+                    && wanted.is_none_or(|wanted| wanted.is(&member.name, key))
             })
-        })
+        };
+        // One that no server has any more may be one that was restarted since.
+        let first = |needs_server| self.members.iter().position(|it| serves(it, needs_server));
+        first(true).or_else(|| first(false))
     }
 }

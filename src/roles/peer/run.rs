@@ -6,7 +6,7 @@ use super::deliveries::Deliveries;
 use super::detect::Detector;
 use super::forward::{Listening, Serving};
 use super::identity::Pins;
-use super::meeting::Meeting;
+use super::meeting::{Meeting, ToServer};
 use super::member::Member;
 use super::network::{IPV4, IPV6, Network};
 use super::outbox::Outbox;
@@ -24,6 +24,7 @@ use crate::runtime::event_loop::EventLoop;
 use crate::state::punch::interface::Families;
 use crate::state::punch::prospects::NatFacts;
 use crate::state::registration::Step;
+use crate::state::token_bucket::LogGate;
 use crate::wire::rendezvous::{MemberId, Request, Token as MemberToken, write_request};
 use mio::Token;
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ pub(super) const MEMBERS_MAX: usize = 64;
 pub(super) const ADDRESS_CHECK: Duration = Duration::from_secs(5);
 
 /// Everything that the loop holds.
+#[allow(clippy::struct_excessive_bools)] // Each is a question of its own, asked in its own place.
 pub(super) struct Run {
     pub(super) config: Config,
     pub(super) counters: Counters,
@@ -55,6 +57,7 @@ pub(super) struct Run {
     pub(super) deliveries: Deliveries,
     pub(super) local_queue: SendQueue,
     pub(super) nat: NatFacts,
+    pub(super) trouble_log: LogGate,
     pub(super) detector: Option<Detector>,
     /// Until then nobody is registered with: the NAT is being looked at.
     pub(super) registers_from: Instant,
@@ -64,6 +67,10 @@ pub(super) struct Run {
     pub(super) scratch: Vec<u8>,
     pub(super) probe_buffer: Vec<u8>,
     pub(super) next_tick: Instant,
+    /// When there is something to do; not true any more if `is_stale`.
+    pub(super) deadline: Instant,
+    /// Something has happened besides forwarded datagrams, which change no deadline.
+    pub(super) is_stale: bool,
     pub(super) next_address_check: Instant,
     pub(super) give_up: Option<Instant>,
     /// Standard input has ended; with how many lines.
@@ -85,13 +92,16 @@ impl Run {
             if let Some(code) = self.exit {
                 return Ok(code);
             }
-            let line = self.status_line();
-            let numbers = || (line.clone(), line.clone());
-            match frame.next_happening(Some(self.next_deadline()), numbers)? {
+            if std::mem::take(&mut self.is_stale) {
+                self.deadline = self.next_deadline();
+            }
+            let numbers = || (self.status_line(), self.status_line());
+            match frame.next_happening(Some(self.deadline), numbers)? {
                 Happening::Stop => self.exit = Some(0),
                 Happening::Reload => {}
                 Happening::Ready(WAKE, _) => {
                     let now = clock::now();
+                    self.is_stale = true;
                     if self.meeting.listen_to_lookups(&self.network, now) {
                         self.start_detection(&mut frame.events, now);
                     }
@@ -100,7 +110,12 @@ impl Run {
                 Happening::Ready(token, _) => {
                     self.ready(token, &mut queue, &mut frame.events, clock::now());
                 }
-                Happening::RoundOver(now) => self.tick(&mut frame.events, now),
+                Happening::RoundOver(now) => {
+                    if self.is_stale || now >= self.deadline {
+                        self.is_stale = true;
+                        self.tick(&mut frame.events, now);
+                    }
+                }
             }
             self.outbox.flush(&mut self.network, &self.counters);
         }
@@ -118,6 +133,7 @@ impl Run {
         } else if token == self.listen_token {
             self.receive_forwarded(queue, events, now);
         } else if let Some(detector) = self.detector.as_mut().filter(|it| it.owns(token)) {
+            self.is_stale = true;
             detector.receive(token, queue, events, &self.counters, now);
         } else {
             self.receive_served(token, queue, events, now);
@@ -151,8 +167,8 @@ impl Run {
         self.drive_detection(events, now);
         if now >= self.registers_from {
             while let Some(tx) = random_number() {
-                let Some((socket, server, step)) = self.meeting.poll(now, tx) else { break };
-                self.send_step(socket, server, step);
+                let Some((socket, server, request)) = self.meeting.poll(now, tx) else { break };
+                self.send_request(socket, server, &request);
             }
             self.meeting.retry_lookups(now);
         }
@@ -177,6 +193,9 @@ impl Run {
         }
         if let Some(serving) = &mut self.serving {
             serving.expire(events, &self.counters, now);
+        }
+        if self.network.closes_later {
+            self.close_extra(None, events);
         }
         // A line that was given up has left room for another.
         self.read_terminal(now);
@@ -218,12 +237,15 @@ impl Run {
         self.give_up = None;
     }
 
-    fn send_step(&mut self, socket: u16, server: SocketAddr, step: Step) {
+    fn send_request(&mut self, socket: u16, server: SocketAddr, request: &ToServer) {
         let (room, token) = (self.keys.id, self.token);
-        let request = match step {
-            Step::Hello { tx } => Request::Hello { tx, room },
-            Step::Register { tx, cookie, rtt_ms } => {
+        let request = match *request {
+            ToServer::Step(Step::Hello { tx }) => Request::Hello { tx, room },
+            ToServer::Step(Step::Register { tx, cookie, rtt_ms }) => {
                 Request::Register { tx, cookie, room, token, rtt_ms, sealed: &self.sealed }
+            }
+            ToServer::Call { tx, cookie, member } => {
+                Request::Call { tx, cookie, room, token, member }
             }
         };
         self.outbox.add(socket, server, |bytes| {

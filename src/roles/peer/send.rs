@@ -5,8 +5,28 @@ use super::member::{Member, Via};
 use super::outbox::Outbox;
 use super::receive::Source;
 use super::tunnel::{BUFFER_LEN_MIN, NotSent, OVERHEAD};
+use crate::net::sys::mmsg::send::SendReport;
+use crate::net::udp::UdpSocket;
 use crate::wire::peer::{MESSAGE_HEADER_LEN, Message};
 use crate::wire::rendezvous::{MemberId, Request, write_request};
+
+impl Counters {
+    /// What became of forwarded datagrams on their way to a local socket.
+    pub(super) fn sent_locally(&self, report: &SendReport, socket: &UdpSocket) {
+        self.taken_from_tunnel(report.sent, report.sent_bytes);
+        self.refused(report, socket);
+    }
+
+    /// What did not leave.
+    pub(super) fn refused(&self, report: &SendReport, socket: &UdpSocket) {
+        self.drop(DropReason::SendBufferFull, report.blocked as u64);
+        self.drop(DropReason::SendFailed, report.failed as u64);
+        self.icmp_errors.add(report.icmp_errors as u64);
+        if report.segmentation_refused {
+            socket.stop_segmentation();
+        }
+    }
+}
 
 /// Sends tunnel bytes back to where their question came from.
 pub(super) fn answer(outbox: &mut Outbox, source: Source, id: MemberId, bytes: &[u8]) {

@@ -22,6 +22,7 @@ use crate::roles::member_id::member_of;
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::state::punch::prospects::NatFacts;
+use crate::state::token_bucket::LogGate;
 use crate::wire::rendezvous::Token as MemberToken;
 use mio::Token;
 use std::fs::File;
@@ -91,12 +92,15 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
         deliveries: Deliveries::default(),
         local_queue: SendQueue::default(),
         nat: NatFacts::default(),
+        trouble_log: LogGate::new(1, 8),
         detector: None,
         sealed: Vec::new(),
         last_made_ms: None,
         scratch: vec![0; SCRATCH_LEN],
         probe_buffer: Vec::new(),
         next_tick: now,
+        deadline: now,
+        is_stale: true,
         next_address_check: now + ADDRESS_CHECK,
         give_up: None,
         input_ended: false,

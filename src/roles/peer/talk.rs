@@ -32,6 +32,7 @@ impl Run {
                 }
                 Some(Typed::NotText) => {
                     self.terminal.notice("not sent: the line is not UTF-8");
+                    self.lines_typed += 1;
                     self.lost_lines = true;
                 }
                 Some(Typed::Line(line)) if self.terminal.is_interactive() => {

@@ -23,18 +23,21 @@ impl Punch {
     /// forger's copy: its answer would go to whom the forger chooses.
     pub fn ping_heard(&mut self, tx: u64, source: SocketAddr, socket: u16, now: Instant) -> bool {
         let source = canonical(source);
-        if let Some((_, first_socket, first)) = self.heard.iter().find(|heard| heard.0 == tx) {
-            if (*first_socket, *first) != (socket, source) {
+        let is_repeated = if let Some(first) = self.heard.iter().find(|heard| heard.0 == tx) {
+            if (first.1, first.2) != (socket, source) {
                 return false;
             }
+            true
         } else {
             if self.heard.len() >= HEARD_MAX {
                 self.heard.pop_front();
             }
             self.heard.push_back((tx, socket, source));
-        }
+            false
+        };
         let is_wanted = if let Some(current) = &mut self.current {
-            if (current.path.socket, current.path.endpoint) == (socket, source) {
+            // A copy of a ping shows no life.
+            if (current.path.socket, current.path.endpoint) == (socket, source) && !is_repeated {
                 current.heard = now;
             }
             // While nothing is found the path itself is in doubt.

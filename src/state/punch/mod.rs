@@ -156,7 +156,11 @@ impl Punch {
     /// The server repeats an introduction that is not acknowledged: the caller takes each once.
     pub fn introduce(&mut self, introduction: &Introduction, now: Instant) {
         let kept = self.current.as_ref().map(|current| current.path);
-        self.candidates.clear();
+        // Several servers may introduce one member, each with what it sees.
+        let is_under_way = |probing: &Probing| now < probing.start + PROBING;
+        if !self.probing.as_ref().is_some_and(is_under_way) {
+            self.candidates.clear();
+        }
         for candidate in &introduction.candidates {
             self.candidates.add(*candidate, socket_for(canonical(candidate.endpoint)));
         }
@@ -202,6 +206,11 @@ impl Punch {
             };
             probing.birthday = Some((side, start + after));
         }
+    }
+
+    /// Whether datagrams can go over the server's relay, as is known now.
+    pub fn set_relay(&mut self, relay: bool) {
+        self.config.relay = relay;
     }
 
     /// Asks for an introduction and probes anew: the own address has changed, say.

@@ -26,8 +26,8 @@ impl Tunnel {
         let forwarding = Peer::start(server.address, "outside", &with("--forward=127.0.0.1:0"));
         let said = forwarding.service.await_log("listening on udp ");
         let port = said.rsplit(' ').next().unwrap().parse().unwrap();
-        serving.await_members(&["outside"]);
-        forwarding.await_members(&["inside"]);
+        serving.await_members_logged(&["outside"]);
+        forwarding.await_members_logged(&["inside"]);
         Tunnel { _server: server, serving, forwarding, port }
     }
 }
@@ -138,12 +138,12 @@ fn what_nobody_serves_is_counted() {
     // A service, but not the one that is wanted.
     let (service, address) = remote();
     let _carol = Peer::start(server.address, "carol", &[&format!("--serve={address}")]);
-    alice.await_members(&["carol"]);
+    alice.await_members_logged(&["carol"]);
     let (user, _) = remote();
     user.send_to(b"to nobody", port).unwrap();
     alice.await_metric("datagrams_dropped_total{reason=\"no-path\"}", 1);
     let _bob = Peer::start(server.address, "bob", &[&format!("--serve={address}")]);
-    alice.await_members(&["bob"]);
+    alice.await_members_logged(&["bob"]);
     user.send_to(b"to bob", port).unwrap();
     assert_eq!(receive_from(&service).0, b"to bob");
 }

@@ -34,12 +34,14 @@ mod receive;
 pub mod room;
 mod run;
 pub mod seal;
+mod selftest;
 mod send;
 mod talk;
 mod terminal;
 pub mod tunnel;
 
 pub use args::COMMAND;
+pub use selftest::selftest;
 
 use super::startup;
 use crate::cli::common::Common;

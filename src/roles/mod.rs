@@ -83,7 +83,7 @@ pub const ROLES: &[Role] = &[
         aliases: &[],
         run: peer::run,
         check: None,
-        selftest: None,
+        selftest: Some(peer::selftest),
         metrics: peer::metrics,
     },
 ];

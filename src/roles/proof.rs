@@ -166,3 +166,52 @@ pub fn run_clients<C: FnOnce() -> io::Result<Tally> + Send + 'static>(
         None => Ok(row),
     }
 }
+
+/// A socket that talks to a local port alone.
+pub fn connect(port: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(port)?;
+    Ok(socket)
+}
+
+/// Sends `waiting` and takes the answers, each of which should be one of them, in any order:
+/// connections overtake each other.
+pub fn exchange(
+    socket: &UdpSocket,
+    mut waiting: Vec<Vec<u8>>,
+    tally: &mut Tally,
+) -> io::Result<()> {
+    let begin = clock::now();
+    let deadline = begin + TIMEOUT;
+    for datagram in &waiting {
+        socket.send(datagram)?;
+    }
+    let mut bytes = vec![0; 65_536];
+    while !waiting.is_empty() {
+        let left = clock::until(deadline, clock::now());
+        let received = if left.is_zero() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            socket.set_read_timeout(Some(left))?;
+            socket.recv(&mut bytes)
+        };
+        match received {
+            Ok(len) => match waiting.iter().position(|sent| *sent == bytes[..len]) {
+                Some(at) => {
+                    waiting.swap_remove(at);
+                    tally.verified(len, clock::now().saturating_duration_since(begin));
+                }
+                None => tally.lost += 1,
+            },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+            {
+                tally.lost += waiting.len() as u64;
+                waiting.clear();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -11,7 +11,11 @@ mod support;
 mod server;
 
 mod chat;
-
+mod forwarding;
+mod handmade;
+mod legacy;
 mod member;
-
+mod operation;
+mod outages;
+mod robustness;
 mod rooms;

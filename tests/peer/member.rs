@@ -96,6 +96,14 @@ impl Peer {
         }
     }
 
+    /// The same of a member that forwards: its notices are in its log.
+    pub(crate) fn await_members_logged(&self, names: &[&str]) {
+        for name in names {
+            self.service.await_log(&format!(" info {name} is here"));
+        }
+        assert_eq!(self.said(), "");
+    }
+
     /// Its end by itself: the exit code.
     pub(crate) fn exit_code(&mut self) -> i32 {
         self.service.wait().code().unwrap()

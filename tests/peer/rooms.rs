@@ -46,6 +46,11 @@ fn the_code_of_a_new_room_lets_others_in() {
     carol.await_members(&["alice", "bob"]);
     carol.say("so did I");
     alice.expect_line("so did I");
+    // A service tells its new room's code to whoever starts it, and not to its log.
+    let args = ["--room=new", "--forward=127.0.0.1:0"];
+    let service = Peer::start_anywhere(server.address, "dave", &args);
+    service.await_notice("the room's code, for the others: ");
+    assert!(!service.service.log().contains("the room's code"), "the code is in the log");
     let (first, last) = code.split_at(code.len() - 1);
     let typo = format!("{first}{}", if last == "7" { "8" } else { "7" });
     let refused = run(&["peer", "--server=127.0.0.1", "--room", &typo]);

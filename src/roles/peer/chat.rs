@@ -13,8 +13,9 @@ const REPEATS: [Duration; 3] =
 /// As long again as between the last two.
 const GIVEN_UP: Duration = Duration::from_secs(8);
 
-/// A line is not sent again sooner because later ones arrive: their acknowledgements come in a row.
-const HURRY_GAP: Duration = Duration::from_millis(200);
+/// Of two lines sent so far apart, the later one's acknowledgement shows that the earlier one got
+/// lost: nearer ones may have overtaken each other (RFC 8985 calls it the reordering window).
+const REORDERING: Duration = Duration::from_millis(10);
 
 /// Numbers that a receiver knows; so no sender has lines on their way that are further apart.
 const WINDOW: u32 = 64;
@@ -118,19 +119,19 @@ impl Chat {
     pub fn got(&mut self, number: u32, now: Instant) -> Option<Duration> {
         let at = self.pending.iter().position(|it| it.number == number)?;
         let pending = self.pending.remove(at)?;
-        // What was said before this line and has not arrived got lost.
-        self.hurry(at, now);
+        self.hurry(pending.last_sent);
         Some(now.saturating_duration_since(pending.since))
     }
 
     /// There is a new path: what is on its way may have gone by the old one.
     pub fn path_changed(&mut self, now: Instant) {
-        self.hurry(self.pending.len(), now);
+        self.hurry(now);
     }
 
-    fn hurry(&mut self, end: usize, now: Instant) {
-        for pending in self.pending.iter_mut().take(end) {
-            pending.hurries |= now.saturating_duration_since(pending.last_sent) >= HURRY_GAP;
+    /// What was sent before `sent`, something that has arrived, got lost.
+    fn hurry(&mut self, sent: Instant) {
+        for pending in &mut self.pending {
+            pending.hurries |= sent.saturating_duration_since(pending.last_sent) >= REORDERING;
         }
     }
 
@@ -327,16 +328,18 @@ mod tests {
         }
         assert_eq!(chat.due(at(500)), None);
         chat.got(3, at(500));
-        // The second may still be under way.
-        chat.got(2, at(510));
+        // The second's acknowledgement was overtaken.
+        chat.got(2, at(505));
         assert_eq!(chat.due(at(510)), Some(Due::Again { number: 1, text: "line" }));
         assert_eq!(chat.due(at(510)), None);
         assert_eq!(chat.next_due(), Some(at(1000)), "its turns are as before");
+        chat.path_changed(at(515));
+        assert_eq!(chat.due(at(515)), None, "it has just been sent");
         chat.path_changed(at(600));
-        assert_eq!(chat.due(at(600)), None, "it has just been sent");
-        chat.path_changed(at(800));
-        assert_eq!(chat.next_due(), Some(at(510)));
-        assert_eq!(chat.due(at(800)), Some(Due::Again { number: 1, text: "line" }));
+        assert_eq!(chat.due(at(600)), Some(Due::Again { number: 1, text: "line" }));
+        assert_eq!(chat.say("line", at(605)), Ok(4));
+        chat.got(4, at(700));
+        assert_eq!(chat.due(at(700)), None, "it may have been overtaken");
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<u8, Error> {
         let cause = io::Error::new(io::ErrorKind::AddrNotAvailable, "no socket of its family");
         return Err(Error::System { doing: format!("cannot send to {name}"), cause });
     };
-    let mut terminal = Terminal::start(&frame.wake()?)?;
+    let mut terminal = Terminal::start(&frame.wake()?, false)?;
     frame.ready(startup)?;
     terminal.notice("legacy mode: NOTHING IS ENCRYPTED, anybody on the way can read and write");
     let now = clock::now();

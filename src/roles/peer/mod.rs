@@ -35,6 +35,7 @@ mod receive;
 pub mod room;
 mod run;
 pub mod seal;
+mod selftest;
 mod send;
 mod start;
 mod talk;
@@ -42,6 +43,7 @@ mod terminal;
 pub mod tunnel;
 
 pub use args::COMMAND;
+pub use selftest::selftest;
 
 use super::startup;
 use crate::cli::common::Common;

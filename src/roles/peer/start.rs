@@ -66,7 +66,7 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
     let wake = frame.wake()?;
     let meeting = Meeting::start(&config.servers, &wake)
         .map_err(Error::while_doing(|| "cannot start a thread"))?;
-    let mut terminal = Terminal::start(&wake)?;
+    let mut terminal = Terminal::start(&wake, config.forwarding.is_any())?;
     frame.ready(startup)?;
     let handshakes = Handshakes::new(private);
     greet_user(&mut terminal, &room, is_new, &handshakes, listening.as_ref());
@@ -165,7 +165,7 @@ fn greet_user(
     listening: Option<&Listening>,
 ) {
     if is_new {
-        terminal.notice(&format!("the room's code, for the others: {}", room.code()));
+        terminal.confide(&format!("the room's code, for the others: {}", room.code()));
     }
     if terminal.is_interactive() {
         terminal.notice(&format!("this member's public key: {}", handshakes.public()));

@@ -2,7 +2,7 @@
 //!
 //! On a terminal rustyline edits the line, and what arrives meanwhile goes above it. In a pipe,
 //! standard input is lines to send and standard output the lines that came, nothing else; notices
-//! go to standard error.
+//! go to standard error, or to the log of a service that forwards.
 
 use crate::error::Error;
 use crate::runtime::queue::{self, NotSent, Receiver, Sender, Wake};
@@ -46,12 +46,13 @@ pub(super) struct Terminal {
 
 enum Output {
     Editor { printer: Box<dyn ExternalPrinter + Send>, before: Option<Termios> },
-    Pipe,
+    Pipe { notices_are_logged: bool },
 }
 
 impl Terminal {
-    /// Starts reading. An editor where both ends are a terminal that can do it, else a pipe.
-    pub(super) fn start(wake: &Wake) -> Result<Terminal, Error> {
+    /// Starts reading. An editor where both ends are a terminal that can do it, else a pipe. The
+    /// notices of a service go to its log there: a daemon has no standard error.
+    pub(super) fn start(wake: &Wake, is_service: bool) -> Result<Terminal, Error> {
         let (lines, typed) = queue::bounded(LINES_MAX, wake);
         if io::stdin().is_terminal() && io::stdout().is_terminal() {
             let before = tcgetattr(io::stdin()).ok();
@@ -67,7 +68,8 @@ impl Terminal {
             UnixStream::pair().map_err(Error::while_doing(|| "cannot make a socket pair"))?;
         let reader = thread::spawn("peer:tty", 0, STACK, move || read_pipe(&lines, &stopped))
             .map_err(Error::while_doing(|| "cannot start a thread"))?;
-        Ok(Terminal { typed, output: Output::Pipe, reader, stop: Some(stop) })
+        let output = Output::Pipe { notices_are_logged: is_service };
+        Ok(Terminal { typed, output, reader, stop: Some(stop) })
     }
 
     /// Whether a person sits there.
@@ -81,7 +83,7 @@ impl Terminal {
     pub(super) fn show_line(&mut self, from: &str, text: &str) -> io::Result<()> {
         match &mut self.output {
             Output::Editor { printer, .. } => print(printer.as_mut(), &format!("{from}: {text}\n")),
-            Output::Pipe => {
+            Output::Pipe { .. } => {
                 let mut out = io::stdout().lock();
                 out.write_all(text.as_bytes())?;
                 out.write_all(b"\n")?;
@@ -92,9 +94,18 @@ impl Terminal {
 
     /// Shows what the program itself has to say.
     pub(super) fn notice(&mut self, text: &str) {
+        if let Output::Pipe { notices_are_logged: true } = self.output {
+            log::info!("{text}");
+        } else {
+            self.confide(text);
+        }
+    }
+
+    /// Shows what no log may have.
+    pub(super) fn confide(&mut self, text: &str) {
         let shown = match &mut self.output {
             Output::Editor { printer, .. } => print(printer.as_mut(), &format!("* {text}\n")),
-            Output::Pipe => writeln!(io::stderr(), "* {text}"),
+            Output::Pipe { .. } => writeln!(io::stderr(), "* {text}"),
         };
         if let Err(error) = shown {
             log::debug!("cannot show a notice: {error}");
@@ -114,7 +125,7 @@ impl Terminal {
                 let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &before);
             }
             Output::Editor { before: None, .. } => {}
-            Output::Pipe => {
+            Output::Pipe { .. } => {
                 // A panic has been logged.
                 let _ = reader.join();
             }

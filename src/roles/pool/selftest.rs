@@ -2,12 +2,11 @@
 
 use crate::error::Error;
 use crate::roles::proof::{
-    Certificate, EchoServer, LARGE_SIZES, SIZES, TIMEOUT, Tally, datagram, run_clients,
+    Certificate, EchoServer, LARGE_SIZES, SIZES, Tally, connect, datagram, exchange, run_clients,
 };
 use crate::roles::selftest::{SelftestRow, Service, free_port, free_udp_address};
-use crate::runtime::clock;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 
 const ENDPOINTS: usize = 8;
 /// Datagrams that an endpoint has under way at once.
@@ -48,12 +47,6 @@ fn args(side: &str, bind: SocketAddr, more: &[String], destination: SocketAddr) 
     args
 }
 
-fn connect(client: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.connect(client)?;
-    Ok(socket)
-}
-
 fn endpoint(client: SocketAddr, number: usize) -> io::Result<Tally> {
     let socket = connect(client)?;
     let mut tally = Tally::default();
@@ -76,41 +69,4 @@ fn large_datagrams(client: SocketAddr) -> io::Result<Tally> {
         exchange(&socket, vec![datagram(round, size)], &mut tally)?;
     }
     Ok(tally)
-}
-
-/// Sends `waiting` and takes the answers in any order: connections overtake each other.
-fn exchange(socket: &UdpSocket, mut waiting: Vec<Vec<u8>>, tally: &mut Tally) -> io::Result<()> {
-    let begin = clock::now();
-    let deadline = begin + TIMEOUT;
-    for datagram in &waiting {
-        socket.send(datagram)?;
-    }
-    let mut bytes = vec![0; 65_536];
-    while !waiting.is_empty() {
-        let left = clock::until(deadline, clock::now());
-        let received = if left.is_zero() {
-            Err(io::ErrorKind::TimedOut.into())
-        } else {
-            socket.set_read_timeout(Some(left))?;
-            socket.recv(&mut bytes)
-        };
-        match received {
-            Ok(len) => match waiting.iter().position(|sent| *sent == bytes[..len]) {
-                Some(at) => {
-                    waiting.swap_remove(at);
-                    tally.verified(len, clock::now().saturating_duration_since(begin));
-                }
-                None => tally.lost += 1,
-            },
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
-            {
-                tally.lost += waiting.len() as u64;
-                waiting.clear();
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,189 @@
+//! A member made by hand out of the library's parts: it says what ours never would.
+
+use crate::member::ROOM;
+use crate::support::PATIENCE;
+use std::net::{SocketAddr, UdpSocket};
+use udpferry::roles::member_id::member_of;
+use udpferry::roles::peer::identity::{PrivateKey, PublicKey};
+use udpferry::roles::peer::probe::ProbeAuth;
+use udpferry::roles::peer::room::{Room, RoomKeys};
+use udpferry::roles::peer::seal::{NONCE_LEN, open, seal};
+use udpferry::roles::peer::tunnel::{Handshakes, Outcome, Tunnel};
+use udpferry::wire::peer::{Announcement, Kind, Message, PROBE_MAGIC, Probe, ProbeKind};
+use udpferry::wire::rendezvous::{
+    Answer, MemberId, Request, Token, is_rendezvous, parse_answer, write_request,
+};
+
+const BUFFER_LEN: usize = 65_536;
+
+/// One that has met one other member.
+pub(crate) struct Handmade {
+    pub(crate) socket: UdpSocket,
+    pub(crate) probes: ProbeAuth,
+    pub(crate) me: MemberId,
+    /// The other one.
+    pub(crate) peer: MemberId,
+    /// Where it is.
+    pub(crate) at: SocketAddr,
+    tunnel: Tunnel,
+    /// Every datagram that was sent to the member's socket, but pongs.
+    pub(crate) sent: Vec<Vec<u8>>,
+}
+
+/// What a member sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) kind: Kind,
+    pub(crate) number: u32,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Handmade {
+    /// Enters [`ROOM`] and meets who is there; `name` is what it announces and greets with.
+    pub(crate) fn meet(server: SocketAddr, name: &str, greeting: &[u8]) -> Handmade {
+        let keys = Room::parse_code(ROOM).unwrap().keys().unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let token = Token([socket.local_addr().unwrap().port().to_be_bytes()[1]; 16]);
+        let me = member_of(token);
+        let handshakes = Handshakes::new(PrivateKey::from_random([me.0[0]; 32]));
+        let sealed = announcement(&keys, me, handshakes.public(), name);
+        let introduced = register(&socket, server, &keys, token, &sealed);
+        let (peer, theirs) = introduced;
+        let tunnel =
+            Tunnel::new(&handshakes, PublicKey(theirs.public_key), keys.preshared, 0).unwrap();
+        let probes = ProbeAuth::new(&keys);
+        let mut member =
+            Handmade { socket, probes, me, peer, at: server, tunnel, sent: Vec::new() };
+        member.connect();
+        member.say(Kind::Here, 0, greeting);
+        member.until(|said| said.kind == Kind::Here);
+        member
+    }
+
+    /// Pings until a ping comes, answers it, and shakes hands.
+    fn connect(&mut self) {
+        loop {
+            let (bytes, from) = self.receive();
+            let Ok(ping) = self.probes.read(&bytes) else { continue };
+            if ping.kind != ProbeKind::Ping || !from.ip().is_loopback() {
+                continue;
+            }
+            assert_eq!((ping.from, ping.to), (self.peer, self.me));
+            self.at = from;
+            self.probe(ProbeKind::Pong, ping.tx);
+            break;
+        }
+        let mut out = vec![0; BUFFER_LEN];
+        let hello = self.tunnel.start_handshake(true, &mut out).unwrap().to_vec();
+        self.send(&hello);
+        while !self.tunnel.is_established() {
+            let (bytes, from) = self.receive();
+            if bytes.starts_with(&PROBE_MAGIC) || is_rendezvous(&bytes) {
+                continue;
+            }
+            if let Outcome::Send(answer) = self.tunnel.receive(from.ip(), &bytes, &mut out) {
+                let answer = answer.to_vec();
+                self.send(&answer);
+            }
+        }
+    }
+
+    pub(crate) fn probe(&mut self, kind: ProbeKind, tx: u64) {
+        let (from, to, seen) = (self.me, self.peer, self.at);
+        let mut bytes = Vec::new();
+        self.probes.write(&mut bytes, &Probe { kind, tx, from, to, seen });
+        self.send(&bytes);
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.socket.send_to(bytes, self.at).unwrap();
+        self.sent.push(bytes.to_vec());
+    }
+
+    pub(crate) fn say(&mut self, kind: Kind, number: u32, body: &[u8]) {
+        let mut out = vec![0; BUFFER_LEN];
+        let len = self.tunnel.send(&Message { kind, number, body }, &mut out).unwrap();
+        self.send(&out[..len]);
+    }
+
+    fn receive(&self) -> (Vec<u8>, SocketAddr) {
+        let mut bytes = vec![0; BUFFER_LEN];
+        let (len, from) = self.socket.recv_from(&mut bytes).expect("nothing came");
+        bytes.truncate(len);
+        (bytes, from)
+    }
+
+    /// The next message in the tunnel that is `wanted`; others are passed over, pings answered.
+    pub(crate) fn until(&mut self, wanted: impl Fn(&Said) -> bool) -> Said {
+        let mut out = vec![0; BUFFER_LEN];
+        loop {
+            let (bytes, from) = self.receive();
+            if let Ok(Probe { kind: ProbeKind::Ping, tx, .. }) = self.probes.read(&bytes) {
+                if from == self.at {
+                    self.probe(ProbeKind::Pong, tx);
+                }
+                continue;
+            }
+            match self.tunnel.receive(from.ip(), &bytes, &mut out) {
+                Outcome::Message(Message { kind, number, body }) => {
+                    let said = Said { kind, number, body: body.to_vec() };
+                    if wanted(&said) {
+                        return said;
+                    }
+                }
+                Outcome::Send(answer) => {
+                    let answer = answer.to_vec();
+                    self.send(&answer);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn announcement(keys: &RoomKeys, me: MemberId, key: PublicKey, name: &str) -> Vec<u8> {
+    let announcement = Announcement {
+        public_key: key.0,
+        mapping: udpferry::wire::peer::Dependence::None,
+        filtering: udpferry::wire::peer::Dependence::None,
+        tries_hard: false,
+        serves: false,
+        relay: false,
+        made_ms: 1,
+        name: name.to_owned(),
+        endpoints: vec![],
+    };
+    seal(keys, me, [me.0[1]; NONCE_LEN], &announcement).unwrap()
+}
+
+/// Enters the room, and returns who is there.
+fn register(
+    socket: &UdpSocket,
+    server: SocketAddr,
+    keys: &RoomKeys,
+    token: Token,
+    sealed: &[u8],
+) -> (MemberId, Announcement) {
+    let room = keys.id;
+    let send = |request: &Request<'_>| {
+        let mut bytes = Vec::new();
+        write_request(&mut bytes, request);
+        socket.send_to(&bytes, server).unwrap();
+    };
+    send(&Request::Hello { tx: 1, room });
+    let mut bytes = vec![0; BUFFER_LEN];
+    loop {
+        let (len, _) = socket.recv_from(&mut bytes).expect("the server is silent");
+        match parse_answer(&bytes[..len]) {
+            Some(Answer::Cookie { cookie, .. }) => {
+                send(&Request::Register { tx: 2, cookie, room, token, rtt_ms: 0, sealed });
+            }
+            Some(Answer::Introduce { introduction, member, sealed, .. }) => {
+                send(&Request::Introduced { introduction });
+                return (member, open(keys, member, sealed).unwrap());
+            }
+            _ => {}
+        }
+    }
+}

@@ -34,8 +34,8 @@ const FIRST_JOIN_MAX: Duration = Duration::from_secs(10);
 /// Messages from the threads that may wait; more make the sender wait.
 const MESSAGES_MAX: usize = 1024;
 
-/// Descriptors of a connection: stream, poll, waker. A session has three as well.
-const DESCRIPTORS_EACH: u64 = 4;
+/// Descriptors of a connection, on both sides: stream, poll, waker. A session has three as well.
+pub(super) const DESCRIPTORS_EACH: u64 = 4;
 
 /// A dead connection is given up after 25 s: of silence, with two probes in the last ten, or of
 /// unacknowledged data. Batches avoid it long before that.

@@ -26,7 +26,7 @@ use crate::wire::pool::SessionId;
 use mio::{Interest, Token};
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,15 +38,23 @@ const MESSAGES_MAX: usize = 1024;
 /// How often uplinks are told that a session without connections has something to send, at most.
 const NEED_INTERVAL: Duration = Duration::from_millis(250);
 
+/// What a session is for: an endpoint, and the address of this host that it sends to, which is the
+/// one that it takes answers from. Only sockets on a wildcard address need to know the latter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Flow {
+    pub(super) endpoint: SocketAddr,
+    pub(super) asked: Option<IpAddr>,
+}
+
 /// Word from the uplinks.
 #[derive(Debug)]
 pub(super) enum ToMain {
     /// A connection is up.
-    Up { endpoint: SocketAddr, session: SessionId, link: LinkHandle },
+    Up { flow: Flow, session: SessionId, link: LinkHandle },
     /// It is down again.
-    Down { endpoint: SocketAddr, id: u64 },
+    Down { flow: Flow, id: u64 },
     /// An uplink's thread has ended, in whatever way.
-    Gone { endpoint: SocketAddr, session: SessionId, serial: u64 },
+    Gone { flow: Flow, session: SessionId, serial: u64 },
 }
 
 struct UplinkHandle {
@@ -114,7 +122,7 @@ struct Client {
     config: ClientConfig,
     route: Arc<Route>,
     socket: Arc<UdpSocket>,
-    sessions: HashMap<SocketAddr, Session>,
+    sessions: HashMap<Flow, Session>,
     uplinks: HashMap<u64, UplinkHandle>,
     uplinks_started: u64,
     /// As many as there are descriptors for.
@@ -131,8 +139,13 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
     let shared = Arc::new(Shared::new(&mut frame.registry));
     let bind = config.shared.bind;
     let cannot_bind = || format!("cannot bind udp {bind}");
-    let mut socket = UdpSocket::bind(bind, false, config.shared.udp_buffers)
-        .map_err(Error::while_doing(cannot_bind))?;
+    let buffers = config.shared.udp_buffers;
+    let mut socket = if bind.ip().is_unspecified() {
+        UdpSocket::bind_with_destinations(bind, buffers)
+    } else {
+        UdpSocket::bind(bind, false, buffers)
+    }
+    .map_err(Error::while_doing(cannot_bind))?;
     frame
         .events
         .register(socket.source(), UDP, Interest::READABLE)
@@ -220,23 +233,24 @@ impl Client {
         let shared = Arc::clone(&self.route.shared);
         let kernel_drops = self.socket.new_kernel_drops(queue);
         shared.counters.drop(DropReason::ReceiveBufferFull, kernel_drops as usize);
-        // What one endpoint has sent in a row, if its session has a connection.
+        // What one flow has sent in a row, if its session has a connection.
         let mut batch = new_batch(&shared.buffers, now);
-        let mut last: Option<SocketAddr> = None;
+        let mut last: Option<Flow> = None;
         for message in queue.messages() {
             let Some(endpoint) = message.source else {
                 continue;
             };
-            if last.is_some_and(|last| last != endpoint) && !batch.is_empty() {
+            let flow = Flow { endpoint, asked: message.destination() };
+            if last.is_some_and(|last| last != flow) && !batch.is_empty() {
                 let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
                 self.dispatch(last, full, &shared, now);
             }
-            last = Some(endpoint);
-            if !self.sessions.contains_key(&endpoint) && !self.open_session(endpoint, now) {
+            last = Some(flow);
+            if !self.sessions.contains_key(&flow) && !self.open_session(flow, now) {
                 shared.counters.drop(DropReason::SessionLimit, message.datagrams().count());
                 continue;
             }
-            let Some(session) = self.sessions.get_mut(&endpoint) else {
+            let Some(session) = self.sessions.get_mut(&flow) else {
                 continue;
             };
             session.activity.touch(now);
@@ -260,9 +274,9 @@ impl Client {
         self.dispatch(last, batch, &shared, now);
     }
 
-    /// Hands a batch of the endpoint's session over.
-    fn dispatch(&mut self, from: Option<SocketAddr>, batch: Batch, shared: &Shared, now: Instant) {
-        match from.and_then(|endpoint| self.sessions.get_mut(&endpoint)) {
+    /// Hands a batch of the flow's session over.
+    fn dispatch(&mut self, from: Option<Flow>, batch: Batch, shared: &Shared, now: Instant) {
+        match from.and_then(|flow| self.sessions.get_mut(&flow)) {
             Some(session) => hand_over(shared, &mut session.links, batch, now),
             None => recycle(&shared.buffers, batch.bytes),
         }
@@ -273,26 +287,26 @@ impl Client {
         let now = clock::now();
         for message in messages.drain() {
             match message {
-                ToMain::Up { endpoint, session: id, link } => {
+                ToMain::Up { flow, session: id, link } => {
                     // A session that has just expired has closed its uplinks, and another may have
-                    // its endpoint.
-                    let session = self.sessions.get_mut(&endpoint);
+                    // its flow.
+                    let session = self.sessions.get_mut(&flow);
                     if let Some(session) = session.filter(|session| session.id == id) {
                         session.links.add(link, now);
                         session.send_backlog(&shared, now);
                     }
                 }
-                ToMain::Down { endpoint, id } => {
-                    if let Some(session) = self.sessions.get_mut(&endpoint) {
+                ToMain::Down { flow, id } => {
+                    if let Some(session) = self.sessions.get_mut(&flow) {
                         session.links.remove(id);
                     }
                 }
-                ToMain::Gone { endpoint, session: id, serial } => {
+                ToMain::Gone { flow, session: id, serial } => {
                     if let Some(uplink) = self.uplinks.remove(&serial) {
                         // A panic has been logged.
                         let _ = uplink.thread.join();
                     }
-                    let session = self.sessions.get_mut(&endpoint);
+                    let session = self.sessions.get_mut(&flow);
                     if let Some(session) = session.filter(|session| session.id == id) {
                         session.lose_uplink(serial, now + self.config.backoff);
                     }

@@ -48,7 +48,8 @@ const LISTENING: &[Opt] = &[
         &["--bind-address", "-a"],
         "ADDRESS",
         Some("127.0.0.1"),
-        "Receive datagrams on this address.",
+        "Receive datagrams on this address; on 0.0.0.0 or ::, answers leave from the address that \
+         was asked.",
     ),
     Opt::value(&["--bind-port", "-p"], "PORT", Some("8911"), "Receive datagrams on this UDP port."),
     Opt::value(

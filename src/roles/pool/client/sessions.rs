@@ -1,6 +1,6 @@
 //! The client's sessions: opened within the limits, kept full of uplinks, closed when silent.
 
-use super::{Client, NEED_INTERVAL, Session, ToMain, UplinkHandle};
+use super::{Client, Flow, NEED_INTERVAL, Session, ToMain, UplinkHandle};
 use crate::net::random;
 use crate::roles::pool::Activity;
 use crate::roles::pool::backlog::Backlog;
@@ -14,7 +14,6 @@ use crate::runtime::queue::{self, Wake};
 use crate::runtime::thread;
 use crate::wire::pool::SessionId;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,16 +26,16 @@ const MIN_TICK: Duration = Duration::from_millis(10);
 
 impl Client {
     /// False when there is no room for it.
-    pub(super) fn open_session(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
+    pub(super) fn open_session(&mut self, flow: Flow, now: Instant) -> bool {
         let opened = if self.sessions.len() >= self.config.shared.sessions_max {
             Err(format!("--max-sessions {} are open", self.config.shared.sessions_max))
         } else {
-            self.start_session(endpoint, now).map_err(|error| error.to_string())
+            self.start_session(flow, now).map_err(|error| error.to_string())
         };
         match opened {
             Ok(session) => {
-                self.route.shared.tell(session.id, &format_args!("opened for {endpoint}"));
-                self.sessions.insert(endpoint, session);
+                self.route.shared.tell(session.id, &format_args!("opened for {}", flow.endpoint));
+                self.sessions.insert(flow, session);
                 let counters = &self.route.shared.counters;
                 counters.sessions.add(1);
                 counters.sessions_opened.increment();
@@ -45,14 +44,14 @@ impl Client {
             }
             Err(cause) => {
                 if let Some(more) = self.limit_log.pass(now) {
-                    log::warn!("no session for {endpoint}: {cause} ({more} more lines)");
+                    log::warn!("no session for {}: {cause} ({more} more lines)", flow.endpoint);
                 }
                 false
             }
         }
     }
 
-    fn start_session(&mut self, endpoint: SocketAddr, now: Instant) -> io::Result<Session> {
+    fn start_session(&mut self, flow: Flow, now: Instant) -> io::Result<Session> {
         let mut session = Session {
             id: SessionId::from_random(random::bytes()?),
             uplinks: Vec::new(),
@@ -63,7 +62,7 @@ impl Client {
             // The first attempts are under way.
             next_need: now + NEED_INTERVAL,
         };
-        match self.fill(endpoint, &mut session) {
+        match self.fill(flow, &mut session) {
             Ok(()) => Ok(session),
             // Fewer connections than asked for carry datagrams too.
             Err(error) if !session.uplinks.is_empty() => {
@@ -77,12 +76,12 @@ impl Client {
     }
 
     /// Starts the uplinks that a session lacks, as far as the system has room for them.
-    fn fill(&mut self, endpoint: SocketAddr, session: &mut Session) -> io::Result<()> {
+    fn fill(&mut self, flow: Flow, session: &mut Session) -> io::Result<()> {
         while session.uplinks.len() < self.config.pool_size {
             if self.uplinks.len() >= self.uplinks_room {
                 return Err(io::Error::other("no descriptors for more connections"));
             }
-            let serial = self.start_uplink(session.id, endpoint, &session.activity)?;
+            let serial = self.start_uplink(session.id, flow, &session.activity)?;
             session.uplinks.push(serial);
         }
         Ok(())
@@ -91,7 +90,7 @@ impl Client {
     fn start_uplink(
         &mut self,
         session: SessionId,
-        endpoint: SocketAddr,
+        flow: Flow,
         activity: &Arc<Activity>,
     ) -> io::Result<u64> {
         // Never twice the same, not even after a failure: ends are told by it.
@@ -104,8 +103,12 @@ impl Client {
             route: Arc::clone(&self.route),
             serial,
             session,
-            endpoint,
-            sink: Sink { socket: Arc::clone(&self.socket), endpoint: Some(endpoint) },
+            flow,
+            sink: Sink {
+                socket: Arc::clone(&self.socket),
+                endpoint: Some(flow.endpoint),
+                source: flow.asked,
+            },
             activity: Arc::clone(activity),
             words,
             word_sender: word_sender.clone(),
@@ -117,7 +120,7 @@ impl Client {
         let to_main = self.to_main.clone();
         let thread = thread::spawn("pool:up", serial, STACK, move || {
             // Made here: a thread that did not start tells nothing.
-            let message = Some(ToMain::Gone { endpoint, session, serial });
+            let message = Some(ToMain::Gone { flow, session, serial });
             let _gone = Tells { message, to_main };
             uplink.run();
         })?;
@@ -140,12 +143,12 @@ impl Client {
     fn expire(&mut self, now: Instant) {
         let expire = self.config.expire;
         let (uplinks, shared) = (&self.uplinks, &self.route.shared);
-        self.sessions.retain(|endpoint, session| {
+        self.sessions.retain(|flow, session| {
             let silent = now.saturating_duration_since(session.activity.last());
             if silent < expire {
                 return true;
             }
-            shared.tell(session.id, &format_args!("closed, {endpoint} was silent"));
+            shared.tell(session.id, &format_args!("closed, {} was silent", flow.endpoint));
             for serial in &session.uplinks {
                 if let Some(uplink) = uplinks.get(serial) {
                     uplink.words.close();
@@ -159,20 +162,20 @@ impl Client {
 
     /// Starts uplinks in the place of those that there was no room for, or whose threads have ended.
     fn refill(&mut self, now: Instant) {
-        let lacks = |(endpoint, session): (&SocketAddr, &Session)| {
+        let lacks = |(flow, session): (&Flow, &Session)| {
             let is_short = session.uplinks.len() < self.config.pool_size;
-            (is_short && session.next_fill <= now).then_some(*endpoint)
+            (is_short && session.next_fill <= now).then_some(*flow)
         };
-        let short: Vec<SocketAddr> = self.sessions.iter().filter_map(lacks).collect();
-        for endpoint in short {
-            if let Some(mut session) = self.sessions.remove(&endpoint) {
+        let short: Vec<Flow> = self.sessions.iter().filter_map(lacks).collect();
+        for flow in short {
+            if let Some(mut session) = self.sessions.remove(&flow) {
                 session.next_fill = now + self.config.backoff;
-                if let Err(error) = self.fill(endpoint, &mut session) {
+                if let Err(error) = self.fill(flow, &mut session) {
                     // A warning has been given when it was opened, or its thread ended.
                     let count = session.uplinks.len();
                     log::debug!("session {}: still only {count} connections: {error}", session.id);
                 }
-                self.sessions.insert(endpoint, session);
+                self.sessions.insert(flow, session);
             }
         }
     }
@@ -191,6 +194,7 @@ mod tests {
     use crate::state::token_bucket::LogGate;
     use mio::Token;
     use std::collections::HashMap;
+    use std::net::SocketAddr;
 
     const BACKOFF: Duration = Duration::from_secs(5);
 
@@ -230,8 +234,8 @@ mod tests {
             Bench { client, messages, events }
         }
 
-        fn uplinks(&self, endpoint: SocketAddr) -> &[u64] {
-            &self.client.sessions[&endpoint].uplinks
+        fn uplinks(&self, flow: Flow) -> &[u64] {
+            &self.client.sessions[&flow].uplinks
         }
 
         /// Ends an uplink's thread, as a fault in it would, and waits until the client knows.
@@ -245,25 +249,25 @@ mod tests {
         }
     }
 
-    fn endpoint(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
+    fn flow(port: u16) -> Flow {
+        Flow { endpoint: SocketAddr::from(([127, 0, 0, 1], port)), asked: None }
     }
 
     #[test]
     fn another_uplink_takes_the_place_of_one_that_has_ended_but_not_at_once() {
         let mut bench = Bench::new(100);
         let now = clock::now();
-        assert!(bench.client.open_session(endpoint(1), now));
-        assert_eq!(bench.uplinks(endpoint(1)), [0, 1]);
+        assert!(bench.client.open_session(flow(1), now));
+        assert_eq!(bench.uplinks(flow(1)), [0, 1]);
         bench.lose(0);
-        assert_eq!(bench.uplinks(endpoint(1)), [1]);
+        assert_eq!(bench.uplinks(flow(1)), [1]);
         bench.client.look_after_sessions(now + LOOK_INTERVAL);
-        assert_eq!(bench.uplinks(endpoint(1)), [1]);
+        assert_eq!(bench.uplinks(flow(1)), [1]);
         bench.lose(1);
-        assert_eq!(bench.uplinks(endpoint(1)), [] as [u64; 0]);
+        assert_eq!(bench.uplinks(flow(1)), [] as [u64; 0]);
         // The clock has gone on a little since `now`.
         bench.client.look_after_sessions(clock::now() + BACKOFF);
-        assert_eq!(bench.uplinks(endpoint(1)), [2, 3]);
+        assert_eq!(bench.uplinks(flow(1)), [2, 3]);
         bench.client.stop();
     }
 
@@ -271,21 +275,18 @@ mod tests {
     fn sessions_share_the_descriptors_and_get_what_others_leave() {
         let mut bench = Bench::new(3);
         let now = clock::now();
-        assert!(bench.client.open_session(endpoint(1), now));
-        assert!(bench.client.open_session(endpoint(2), now));
-        assert!(!bench.client.open_session(endpoint(3), now));
-        assert_eq!(
-            (bench.uplinks(endpoint(1)), bench.uplinks(endpoint(2))),
-            (&[0, 1][..], &[2][..])
-        );
+        assert!(bench.client.open_session(flow(1), now));
+        assert!(bench.client.open_session(flow(2), now));
+        assert!(!bench.client.open_session(flow(3), now));
+        assert_eq!((bench.uplinks(flow(1)), bench.uplinks(flow(2))), (&[0, 1][..], &[2][..]));
         bench.client.look_after_sessions(now + BACKOFF);
-        assert_eq!(bench.uplinks(endpoint(2)), [2]);
-        bench.client.sessions.remove(&endpoint(1));
+        assert_eq!(bench.uplinks(flow(2)), [2]);
+        bench.client.sessions.remove(&flow(1));
         bench.lose(0);
-        assert!(bench.client.open_session(endpoint(3), now), "one is free");
+        assert!(bench.client.open_session(flow(3), now), "one is free");
         bench.lose(1);
         bench.client.look_after_sessions(now + 2 * BACKOFF);
-        let counts = [2, 3].map(|port| bench.uplinks(endpoint(port)).len());
+        let counts = [2, 3].map(|port| bench.uplinks(flow(port)).len());
         assert_eq!(counts.iter().sum::<usize>(), 3);
         bench.client.stop();
     }

@@ -83,6 +83,19 @@ fn a_passed_socket_stands_in_for_the_default_address_and_joins_others() {
 }
 
 #[test]
+fn one_server_listens_on_ipv4_and_ipv6() {
+    let echo = Echo::start();
+    let (port, target) = (free_port().to_string(), echo.address.port().to_string());
+    let args = ["pool", "server", PLAIN, "-a127.0.0.1", "-a", "::1", "-p", &port];
+    let args = [&args[..], &["127.0.0.1", &target]].concat();
+    let server = Side::start(&args, "listening on tcp [::1]:", |_| {});
+    for host in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(host.parse().unwrap(), server.address.port());
+        Raw::join(address, new_session()).echo(host.as_bytes());
+    }
+}
+
+#[test]
 fn what_cannot_be_opened_is_told_in_one_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

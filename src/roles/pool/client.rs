@@ -137,7 +137,7 @@ struct Client {
 pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error> {
     let mut frame = Frame::new(config.shared.common.metrics, None)?;
     let shared = Arc::new(Shared::new(&mut frame.registry));
-    let bind = config.shared.bind;
+    let bind = config.bind;
     let cannot_bind = || format!("cannot bind udp {bind}");
     let buffers = config.shared.udp_buffers;
     let mut socket = if bind.ip().is_unspecified() {

@@ -133,8 +133,8 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
     };
     let mut listening = Listening::open(
         &mut frame.events,
-        &[config.shared.bind],
-        config.shared.bind_is_default,
+        &config.listen,
+        config.listen_is_default,
         &STREAM_OPTIONS,
         Arc::clone(&shared.counters.accept_errors),
     )?;

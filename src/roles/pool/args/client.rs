@@ -2,7 +2,7 @@
 
 use super::{
     ALPN, FRAMING, KEY, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
-    refuse_without_tls, shared_config,
+    local_address, port_number, refuse_without_tls, shared_config,
 };
 use crate::cli::common::COMMON;
 use crate::cli::flags::{Matches, UsageError};
@@ -126,7 +126,9 @@ pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig,
     if shared.framing == Framing::Mullvad && m.given("--pool-size") && pool_size != 1 {
         return Err(m.wrong("--pool-size", "1 with --framing mullvad"));
     }
+    let port = m.required("--bind-port", port_number)?;
     Ok(ClientConfig {
+        bind: m.required("--bind-address", |text| local_address(text, port))?,
         tls,
         pool_size: if shared.framing == Framing::Mullvad { 1 } else { pool_size },
         expire: m.required("--expire", positive)?,

@@ -228,7 +228,7 @@ mod tests {
             move |id: u64| Load { unacknowledged: bytes[id as usize], ..Load::default() }
         };
         assert_eq!(choice.choose(begin, unacknowledged([0, 0])), Some(0));
-        let soon = begin + SLOW_AFTER - Duration::from_millis(1);
+        let soon = begin + SLOW_AFTER * 9 / 10;
         let slow = begin + SLOW_AFTER;
         assert_eq!(choice.choose(soon, unacknowledged([9, 0])), Some(0));
         assert_eq!(choice.choose(slow, unacknowledged([9, 1])), Some(0), "the other is not idle");

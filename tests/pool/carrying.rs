@@ -1,9 +1,9 @@
 //! Datagrams in, datagrams out.
 
 use crate::pair::{Endpoint, Pki, Protection, Raw, SIZES, Side, new_session, payload, words};
-use crate::support::{Echo, PATIENCE, free_port, receive_from, remote};
+use crate::support::{Echo, PATIENCE, free_port, receive_from, remote, remote_on};
 use std::collections::HashSet;
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 
 const PLAIN: &str = "--no-tls";
 
@@ -23,6 +23,26 @@ fn datagrams_of_every_size_come_back_however_they_are_protected() {
             side.await_metric("datagrams_total{direction=\"to-stream\"}", 6);
         }
     }
+}
+
+#[test]
+fn a_client_on_a_wildcard_address_answers_from_the_address_that_was_asked() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN]);
+    let server_host = server.address.ip().to_string();
+    let client = Side::client_on("0.0.0.0", &server_host, server.address.port(), &[PLAIN]);
+    let (socket, _) = remote_on("0.0.0.0:0");
+    // One endpoint that asks two of the host's addresses, and neither is the kernel's choice.
+    for host in ["127.0.0.2", "127.0.0.3", "127.0.0.2"] {
+        let to = (host, client.address.port()).to_socket_addrs().unwrap().next().unwrap();
+        socket.send_to(host.as_bytes(), to).unwrap();
+        let (answer, from) = receive_from(&socket);
+        assert_eq!((answer.as_slice(), from), (host.as_bytes(), to));
+    }
+    assert_eq!(client.metric("sessions"), 2);
+    let client = Side::client_on("::", &server_host, server.address.port(), &[PLAIN]);
+    let to = SocketAddr::from((Ipv6Addr::LOCALHOST, client.address.port()));
+    Endpoint::to(to).echo(b"IPv6 too");
 }
 
 /// Sends 40 datagrams from each of 8 endpoints, 4 of each under way, and checks every answer.

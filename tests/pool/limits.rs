@@ -1,7 +1,7 @@
 //! Timeouts and limits, each with what happens when it is reached.
 
 use crate::pair::{Endpoint, Pki, Protection, Raw, Side, new_session, payload, words};
-use crate::support::kernel::raise_own_descriptor_limit;
+use crate::support::kernel::{limit_descriptors, raise_own_descriptor_limit};
 use crate::support::{Echo, await_some, free_port};
 use std::io::Write;
 use std::net::UdpSocket;
@@ -314,6 +314,28 @@ fn endpoints_over_the_limit_get_nothing() {
     client.await_metric("datagrams_dropped_total{reason=\"session-limit\"}", 1);
     client.service.await_log("--max-sessions 1 are open");
     first.echo(b"unhurt");
+}
+
+#[test]
+fn a_client_shares_its_descriptors_among_sessions_and_refuses_the_rest() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN]);
+    let port = server.address.port().to_string();
+    // Of these 64 are its own, and a connection has four.
+    let args = ["pool", "client", "-p0", PLAIN, "-n2", "-e2", "-B0.1", "127.0.0.1", &port];
+    let client = Side::start(&args, "listening on udp ", |command| limit_descriptors(command, 76));
+    let endpoints = [(); 3].map(|()| Endpoint::to(client.address));
+    endpoints[0].echo(b"two connections");
+    endpoints[1].echo(b"one connection");
+    endpoints[2].send(b"none");
+    client.await_metric("datagrams_dropped_total{reason=\"session-limit\"}", 1);
+    client.await_metric("connections", 3);
+    client.service.await_log("only 1 connections: no descriptors for more connections");
+    client.service.await_log("no session for ");
+    // The others fall silent, and leave theirs.
+    client.await_metric("sessions", 0);
+    client.await_metric("connections", 0);
+    endpoints[2].echo_at_last(b"at last");
 }
 
 /// Half-open connections of a flood, a thread each on the server.

@@ -2,8 +2,12 @@
 
 use crate::pair::{Endpoint, Raw, Side, new_session};
 use crate::support::kernel::{in_own_namespaces, run as kernel_run};
-use crate::support::programs::{Process, is_root, only_line, program};
+use crate::support::programs::{
+    Process, await_listener, is_root, only_line, program, socket_activated,
+};
 use crate::support::{Echo, Scratch, UDPFERRY, await_some, free_port, run};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 const PLAIN: &str = "--no-tls";
@@ -45,6 +49,49 @@ fn wrong_arguments_are_told_in_one_line() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
         let line = only_line(&output);
         assert!(line.contains(says), "{args:?}: {line}");
+    }
+}
+
+fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+/// Where it says that it listens.
+fn listening(server: &Process) -> Vec<String> {
+    let said = server.stderr();
+    said.lines().filter_map(|line| line.split("listening on tcp ").nth(1)).map(Into::into).collect()
+}
+
+#[test]
+fn a_passed_socket_stands_in_for_the_default_address_and_joins_others() {
+    let (echo, address, other) = (Echo::start(), free_address(), free_address());
+    let target = echo.address.port().to_string();
+    let other_port = format!("-p{}", other.port());
+    let configured = ["-a127.0.0.1", &other_port];
+    for (own, expected) in [(&configured[..0], vec![address]), (&configured, vec![address, other])]
+    {
+        let args = [&["pool", "server", PLAIN], own, &["127.0.0.1", &target]].concat();
+        let server = socket_activated(address, &args);
+        let mut raw = Raw::over(await_listener(address));
+        raw.stream.write_all(&new_session().bytes()).unwrap();
+        raw.echo(b"activated");
+        assert_eq!(
+            listening(&server),
+            expected.iter().map(ToString::to_string).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn one_server_listens_on_ipv4_and_ipv6() {
+    let echo = Echo::start();
+    let (port, target) = (free_port().to_string(), echo.address.port().to_string());
+    let args = ["pool", "server", PLAIN, "-a127.0.0.1", "-a", "::1", "-p", &port];
+    let args = [&args[..], &["127.0.0.1", &target]].concat();
+    let server = Side::start(&args, "listening on tcp [::1]:", |_| {});
+    for host in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(host.parse().unwrap(), server.address.port());
+        Raw::join(address, new_session()).echo(host.as_bytes());
     }
 }
 

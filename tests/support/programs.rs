@@ -1,6 +1,6 @@
 //! Other programs that tests run: peers, tools, and the binary under names of its own.
 
-use super::{PATIENCE, Scratch, await_some};
+use super::{PATIENCE, Scratch, UDPFERRY, await_some};
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -115,6 +115,13 @@ pub fn await_listener(address: SocketAddr) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
+}
+
+/// `udpferry ARGS` started on the first connection to `address`, which it gets as a socket.
+pub fn socket_activated(address: SocketAddr, args: &[&str]) -> Process {
+    let mut command = Command::new(program("systemd-socket-activate"));
+    command.arg(format!("--listen={address}")).arg(UDPFERRY).args(args);
+    Process::start(command)
 }
 
 /// Exactly so many bytes from a pipe, which has no timeouts of its own.

@@ -1,6 +1,8 @@
 //! How it is run: as a daemon, under a service manager, as another user; its logs and signals.
 
-use crate::support::programs::{Process, await_listener, is_root, only_line, program};
+use crate::support::programs::{
+    Process, await_listener, is_root, only_line, program, socket_activated,
+};
 use crate::support::{
     Client, Echo, Gateway, PATIENCE, Scratch, UDPFERRY, await_some, free_port, http_get,
 };
@@ -401,17 +403,14 @@ fn sigint_stops_as_sigterm_does() {
 }
 
 /// `udpferry udpgw ARGS` started on the first connection to `address`, which it gets as a socket.
-fn socket_activated(address: SocketAddr, args: &[&str]) -> Process {
-    let mut command = Command::new(program("systemd-socket-activate"));
-    command.arg(format!("--listen={address}")).args([UDPFERRY, "udpgw", ALLOW, "--log-level=info"]);
-    command.args(args);
-    Process::start(command)
+fn activated_gateway(address: SocketAddr, args: &[&str]) -> Process {
+    socket_activated(address, &[&["udpgw", ALLOW, "--log-level=info"], args].concat())
 }
 
 #[test]
 fn a_passed_socket_stands_in_for_the_default_address() {
     let address = free_address();
-    let process = socket_activated(address, &[]);
+    let process = activated_gateway(address, &[]);
     let mut client = Client::over(await_listener(address));
     client.echo(1, Echo::start().address, b"activated");
     let said = process.stderr();
@@ -424,7 +423,7 @@ fn a_passed_socket_stands_in_for_the_default_address() {
 fn configured_addresses_join_the_passed_socket() {
     let (address, other) = (free_address(), free_address());
     let listen = [format!("--listen-addr={address}"), format!("--listen-addr={other}")];
-    let process = socket_activated(address, &[&listen[0], &listen[1]]);
+    let process = activated_gateway(address, &[&listen[0], &listen[1]]);
     let echo = Echo::start();
     Client::over(await_listener(address)).echo(1, echo.address, b"passed");
     Client::connect(other).echo(1, echo.address, b"configured");

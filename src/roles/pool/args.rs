@@ -104,8 +104,6 @@ fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
             host: m.positional(0).unwrap_or_default().trim_matches(['[', ']']).to_owned(),
             port: port_argument(m, "DST_PORT")?,
         },
-        bind: bind_address(m)?,
-        bind_is_default: !m.given("--bind-address") && !m.given("--bind-port"),
         framing: match m.required("--framing", choice(&["pool", "mullvad"]))? {
             "mullvad" => Framing::Mullvad,
             _ => Framing::Pool,
@@ -117,16 +115,14 @@ fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
     })
 }
 
-fn bind_address(m: &Matches) -> Result<SocketAddr, UsageError> {
-    let port = m.required("--bind-port", port_number)?;
-    m.required("--bind-address", |text| {
-        let host = text.trim_matches(['[', ']']);
-        (host, port)
-            .to_socket_addrs()
-            .ok()
-            .and_then(|mut found| found.next())
-            .ok_or_else(|| "an IPv4 or IPv6 address, or a name of one of this machine".to_owned())
-    })
+/// A value of --bind-address, with the port of --bind-port.
+fn local_address(text: &str, port: u16) -> Result<SocketAddr, String> {
+    let host = text.trim_matches(['[', ']']);
+    (host, port)
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut found| found.next())
+        .ok_or_else(|| "an IPv4 or IPv6 address, or a name of one of this machine".to_owned())
 }
 
 /// The second positional argument, called `name`.

@@ -1,55 +1,60 @@
 //! `pool client`: the main thread, which receives from the local endpoints and spreads each one's
 //! datagrams over its session's uplinks.
 
+mod sessions;
+
 use super::backlog::Backlog;
 use super::batch::{Batch, LinkHandle, Links, new_batch, recycle};
 use super::counters::DropReason;
-use super::link::{Sink, WAKE as LINK_WAKE};
 use super::route::{Route, load_tls, route, try_mark};
-use super::server::Tells;
+use super::server::DESCRIPTORS_EACH;
 use super::session::hand_over;
-use super::uplink::{Uplink, WORDS_MAX, Word};
+use super::uplink::Word;
 use super::{Activity, ClientConfig, ErrorRun, Shared};
 use crate::error::Error;
-use crate::net::random;
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::udp::UdpSocket;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
+use crate::roles::listening::room_for;
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
-use crate::runtime::queue::{self, Receiver, Sender, Wake};
-use crate::runtime::thread::{self, Thread};
+use crate::runtime::queue::{self, Receiver, Sender};
+use crate::runtime::thread::Thread;
 use crate::state::token_bucket::LogGate;
 use crate::wire::pool::SessionId;
 use mio::{Interest, Token};
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const UDP: Token = Token(FIRST_OWN);
 
-/// OpenSSL's handshake and its search for roots need more than our own code.
-const STACK: usize = 256 * 1024;
 /// Messages from the uplinks that may wait; more make the sender wait.
 const MESSAGES_MAX: usize = 1024;
-/// How often idle sessions are looked for, at most.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often uplinks are told that a session without connections has something to send, at most.
 const NEED_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a session is for: an endpoint, and the address of this host that it sends to, which is the
+/// one that it takes answers from. Only sockets on a wildcard address need to know the latter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Flow {
+    pub(super) endpoint: SocketAddr,
+    pub(super) asked: Option<IpAddr>,
+}
 
 /// Word from the uplinks.
 #[derive(Debug)]
 pub(super) enum ToMain {
     /// A connection is up.
-    Up { endpoint: SocketAddr, session: SessionId, link: LinkHandle },
+    Up { flow: Flow, session: SessionId, link: LinkHandle },
     /// It is down again.
-    Down { endpoint: SocketAddr, id: u64 },
-    /// An uplink's thread has ended.
-    Gone { serial: u64 },
+    Down { flow: Flow, id: u64 },
+    /// An uplink's thread has ended, in whatever way.
+    Gone { flow: Flow, session: SessionId, serial: u64 },
 }
 
 struct UplinkHandle {
@@ -59,7 +64,10 @@ struct UplinkHandle {
 
 struct Session {
     id: SessionId,
+    /// Those whose threads have not ended.
     uplinks: Vec<u64>,
+    /// When missing ones are started, at the earliest.
+    next_fill: Instant,
     links: Links,
     activity: Arc<Activity>,
     /// What waits while there is no connection.
@@ -80,6 +88,14 @@ impl Session {
         for uplink in uplinks.filter(|uplink| uplink.words.waiting() == 0) {
             let _ = uplink.words.send(Word::Needed);
         }
+    }
+
+    /// An uplink's thread has ended while the session goes on, which only a fault can do: it takes
+    /// its connection along, and another one may be started at `next_fill`.
+    fn lose_uplink(&mut self, serial: u64, next_fill: Instant) {
+        self.uplinks.retain(|uplink| *uplink != serial);
+        self.links.remove(serial);
+        self.next_fill = next_fill;
     }
 
     /// Hands over what has waited for a connection and is not stale.
@@ -106,11 +122,13 @@ struct Client {
     config: ClientConfig,
     route: Arc<Route>,
     socket: Arc<UdpSocket>,
-    sessions: HashMap<SocketAddr, Session>,
+    sessions: HashMap<Flow, Session>,
     uplinks: HashMap<u64, UplinkHandle>,
     uplinks_started: u64,
+    /// As many as there are descriptors for.
+    uplinks_room: usize,
     to_main: Sender<ToMain>,
-    next_expiry: Option<Instant>,
+    next_look: Option<Instant>,
     limit_log: LogGate,
     errors: ErrorRun,
 }
@@ -119,10 +137,15 @@ struct Client {
 pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error> {
     let mut frame = Frame::new(config.shared.common.metrics, None)?;
     let shared = Arc::new(Shared::new(&mut frame.registry));
-    let bind = config.shared.bind;
+    let bind = config.bind;
     let cannot_bind = || format!("cannot bind udp {bind}");
-    let mut socket = UdpSocket::bind(bind, false, config.shared.udp_buffers)
-        .map_err(Error::while_doing(cannot_bind))?;
+    let buffers = config.shared.udp_buffers;
+    let mut socket = if bind.ip().is_unspecified() {
+        UdpSocket::bind_with_destinations(bind, buffers)
+    } else {
+        UdpSocket::bind(bind, false, buffers)
+    }
+    .map_err(Error::while_doing(cannot_bind))?;
     frame
         .events
         .register(socket.source(), UDP, Interest::READABLE)
@@ -135,6 +158,7 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
     }
     let (to_main, from_uplinks) = queue::bounded(MESSAGES_MAX, &frame.wake()?);
     let route = Arc::new(route(&config, &shared)?);
+    let uplinks_room = room_for(startup.open_files_max, DESCRIPTORS_EACH);
     frame.ready(startup)?;
     let mut client = Client {
         config,
@@ -143,8 +167,9 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
         sessions: HashMap::new(),
         uplinks: HashMap::new(),
         uplinks_started: 0,
+        uplinks_room,
         to_main,
-        next_expiry: None,
+        next_look: None,
         limit_log: LogGate::new(1, 5),
         errors: ErrorRun::default(),
     };
@@ -154,7 +179,7 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
             let line = shared.counters.status_line();
             (line.clone(), line)
         };
-        match frame.next_happening(client.next_expiry, numbers)? {
+        match frame.next_happening(client.next_look, numbers)? {
             Happening::Stop => {
                 drop(from_uplinks);
                 client.stop();
@@ -164,7 +189,7 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
             Happening::Reload => client.reload(),
             Happening::Ready(WAKE, _) => client.listen_to_uplinks(&from_uplinks),
             Happening::Ready(_, _) => client.receive(&mut receive, &mut frame.events),
-            Happening::RoundOver(now) => client.expire(now),
+            Happening::RoundOver(now) => client.look_after_sessions(now),
         }
     }
 }
@@ -208,23 +233,24 @@ impl Client {
         let shared = Arc::clone(&self.route.shared);
         let kernel_drops = self.socket.new_kernel_drops(queue);
         shared.counters.drop(DropReason::ReceiveBufferFull, kernel_drops as usize);
-        // What one endpoint has sent in a row, if its session has a connection.
+        // What one flow has sent in a row, if its session has a connection.
         let mut batch = new_batch(&shared.buffers, now);
-        let mut last: Option<SocketAddr> = None;
+        let mut last: Option<Flow> = None;
         for message in queue.messages() {
             let Some(endpoint) = message.source else {
                 continue;
             };
-            if last.is_some_and(|last| last != endpoint) && !batch.is_empty() {
+            let flow = Flow { endpoint, asked: message.destination() };
+            if last.is_some_and(|last| last != flow) && !batch.is_empty() {
                 let full = std::mem::replace(&mut batch, new_batch(&shared.buffers, now));
                 self.dispatch(last, full, &shared, now);
             }
-            last = Some(endpoint);
-            if !self.sessions.contains_key(&endpoint) && !self.open_session(endpoint, now) {
+            last = Some(flow);
+            if !self.sessions.contains_key(&flow) && !self.open_session(flow, now) {
                 shared.counters.drop(DropReason::SessionLimit, message.datagrams().count());
                 continue;
             }
-            let Some(session) = self.sessions.get_mut(&endpoint) else {
+            let Some(session) = self.sessions.get_mut(&flow) else {
                 continue;
             };
             session.activity.touch(now);
@@ -248,101 +274,12 @@ impl Client {
         self.dispatch(last, batch, &shared, now);
     }
 
-    /// Hands a batch of the endpoint's session over.
-    fn dispatch(&mut self, from: Option<SocketAddr>, batch: Batch, shared: &Shared, now: Instant) {
-        match from.and_then(|endpoint| self.sessions.get_mut(&endpoint)) {
+    /// Hands a batch of the flow's session over.
+    fn dispatch(&mut self, from: Option<Flow>, batch: Batch, shared: &Shared, now: Instant) {
+        match from.and_then(|flow| self.sessions.get_mut(&flow)) {
             Some(session) => hand_over(shared, &mut session.links, batch, now),
             None => recycle(&shared.buffers, batch.bytes),
         }
-    }
-
-    fn open_session(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
-        let opened = if self.sessions.len() >= self.config.shared.sessions_max {
-            Err(format!("--max-sessions {} are open", self.config.shared.sessions_max))
-        } else {
-            self.start_session(endpoint, now).map_err(|error| error.to_string())
-        };
-        match opened {
-            Ok(session) => {
-                self.route.shared.tell(session.id, &format_args!("opened for {endpoint}"));
-                self.sessions.insert(endpoint, session);
-                let counters = &self.route.shared.counters;
-                counters.sessions.add(1);
-                counters.sessions_opened.increment();
-                self.next_expiry.get_or_insert(now + EXPIRY_INTERVAL);
-                true
-            }
-            Err(cause) => {
-                if let Some(more) = self.limit_log.pass(now) {
-                    log::warn!("no session for {endpoint}: {cause} ({more} more lines)");
-                }
-                false
-            }
-        }
-    }
-
-    fn start_session(&mut self, endpoint: SocketAddr, now: Instant) -> io::Result<Session> {
-        let id = SessionId::from_random(random::bytes()?);
-        let activity = Arc::new(Activity::new(now));
-        let mut session = Session {
-            id,
-            uplinks: Vec::new(),
-            links: Links::new(self.route.queue_datagrams_max),
-            activity: Arc::clone(&activity),
-            backlog: Backlog::default(),
-            // The first attempts are under way.
-            next_need: now + NEED_INTERVAL,
-        };
-        for _ in 0..self.config.pool_size {
-            match self.start_uplink(id, endpoint, &activity) {
-                Ok(serial) => session.uplinks.push(serial),
-                // Fewer connections than asked for carry datagrams too.
-                Err(error) if !session.uplinks.is_empty() => {
-                    let count = session.uplinks.len();
-                    let few = format_args!("session {id}: only {count} connections: {error}");
-                    self.route.shared.warn(&few);
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(session)
-    }
-
-    fn start_uplink(
-        &mut self,
-        session: SessionId,
-        endpoint: SocketAddr,
-        activity: &Arc<Activity>,
-    ) -> io::Result<u64> {
-        // Never twice the same, not even after a failure: ends are told by it.
-        let serial = self.uplinks_started;
-        self.uplinks_started += 1;
-        let events = EventLoop::new()?;
-        let wake = Wake::new(events.waker(LINK_WAKE)?);
-        let (word_sender, words) = queue::bounded(WORDS_MAX, &wake);
-        let uplink = Uplink {
-            route: Arc::clone(&self.route),
-            serial,
-            session,
-            endpoint,
-            sink: Sink { socket: Arc::clone(&self.socket), endpoint: Some(endpoint) },
-            activity: Arc::clone(activity),
-            words,
-            word_sender: word_sender.clone(),
-            to_main: self.to_main.clone(),
-            events,
-            wake,
-            was_up: false,
-        };
-        let to_main = self.to_main.clone();
-        let thread = thread::spawn("pool:up", serial, STACK, move || {
-            // Made here: a thread that did not start tells nothing.
-            let _gone = Tells { message: Some(ToMain::Gone { serial }), to_main };
-            uplink.run();
-        })?;
-        self.uplinks.insert(serial, UplinkHandle { words: word_sender, thread });
-        Ok(serial)
     }
 
     fn listen_to_uplinks(&mut self, messages: &Receiver<ToMain>) {
@@ -350,54 +287,32 @@ impl Client {
         let now = clock::now();
         for message in messages.drain() {
             match message {
-                ToMain::Up { endpoint, session: id, link } => {
+                ToMain::Up { flow, session: id, link } => {
                     // A session that has just expired has closed its uplinks, and another may have
-                    // its endpoint.
-                    let session = self.sessions.get_mut(&endpoint);
+                    // its flow.
+                    let session = self.sessions.get_mut(&flow);
                     if let Some(session) = session.filter(|session| session.id == id) {
                         session.links.add(link, now);
                         session.send_backlog(&shared, now);
                     }
                 }
-                ToMain::Down { endpoint, id } => {
-                    if let Some(session) = self.sessions.get_mut(&endpoint) {
+                ToMain::Down { flow, id } => {
+                    if let Some(session) = self.sessions.get_mut(&flow) {
                         session.links.remove(id);
                     }
                 }
-                ToMain::Gone { serial } => {
+                ToMain::Gone { flow, session: id, serial } => {
                     if let Some(uplink) = self.uplinks.remove(&serial) {
                         // A panic has been logged.
                         let _ = uplink.thread.join();
                     }
+                    let session = self.sessions.get_mut(&flow);
+                    if let Some(session) = session.filter(|session| session.id == id) {
+                        session.lose_uplink(serial, now + self.config.backoff);
+                    }
                 }
             }
         }
-    }
-
-    /// Ends the sessions that have been silent both ways for too long.
-    fn expire(&mut self, now: Instant) {
-        if self.next_expiry.is_none_or(|next| next > now) {
-            return;
-        }
-        let expire = self.config.expire;
-        let (uplinks, shared) = (&self.uplinks, &self.route.shared);
-        self.sessions.retain(|endpoint, session| {
-            let silent = now.saturating_duration_since(session.activity.last());
-            if silent < expire {
-                return true;
-            }
-            shared.tell(session.id, &format_args!("closed, {endpoint} was silent"));
-            for serial in &session.uplinks {
-                if let Some(uplink) = uplinks.get(serial) {
-                    uplink.words.close();
-                }
-            }
-            shared.counters.sessions.add(-1);
-            shared.counters.drop(DropReason::NotConnected, session.backlog.datagrams());
-            false
-        });
-        self.next_expiry =
-            (!self.sessions.is_empty()).then(|| now + EXPIRY_INTERVAL.min(expire.max(MIN_TICK)));
     }
 
     fn stop(mut self) {
@@ -411,6 +326,3 @@ impl Client {
         log::info!("stopped");
     }
 }
-
-/// An expiry of zero would spin.
-const MIN_TICK: Duration = Duration::from_millis(10);

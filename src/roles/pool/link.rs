@@ -14,7 +14,7 @@ use crate::wire::length_prefix::{Frames, Unfinished};
 use crate::wire::pool::{BYTE_ORDER, DATAGRAM_LEN_MAX};
 use mio::Token;
 use std::io::{self, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::sync::Arc;
 
 pub(super) const STREAM: Token = Token(0);
@@ -33,6 +33,8 @@ pub(super) struct Sink {
     pub(super) socket: Arc<UdpSocket>,
     /// `None` on a connected socket.
     pub(super) endpoint: Option<SocketAddr>,
+    /// The address of this host to send from; `None` leaves the choice to the kernel.
+    pub(super) source: Option<IpAddr>,
 }
 
 /// Buffers for one wake of one connection.
@@ -242,7 +244,7 @@ impl Link {
         // No length is over the maximum: 16 bits cannot say one.
         let mut carries = false;
         for datagram in frames.by_ref().flatten() {
-            batch.push(self.sink.endpoint, datagram);
+            batch.push_from(self.sink.source, self.sink.endpoint, datagram);
             carries = true;
         }
         // Connections that come and go, and bytes that never become a datagram, are no traffic.
@@ -268,5 +270,80 @@ impl Link {
             Rest::Closed => Err(LinkEnd::Closed),
             Rest::Failed(error) => Err(LinkEnd::Failed(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::stream::Socket;
+    use crate::net::udp::Buffers;
+    use crate::roles::pool::batch::{LinkHandle, Links, new_batch};
+    use crate::runtime::metrics::Registry;
+    use crate::runtime::queue::{self, Wake};
+    use crate::wire::pool::write_frame;
+    use mio::Interest;
+    use std::time::Duration;
+
+    /// Less than what a queue may hold, more than what one round may write of it.
+    const BATCHES: usize = 60;
+
+    #[test]
+    fn what_arrives_has_its_turn_while_much_is_written() {
+        let now = clock::now();
+        let mut registry = Registry::new();
+        let shared = Arc::new(Shared::new(&mut registry));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        // On loopback the kernel takes all of the batches, and the stream never blocks.
+        let mut socket = Socket::new(mio::net::TcpStream::from_std(stream));
+        let mut events = EventLoop::new().unwrap();
+        events.register(&mut socket, STREAM, Interest::READABLE | Interest::WRITABLE).unwrap();
+        let target = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        target.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let local = "127.0.0.1:0".parse().unwrap();
+        let udp = UdpSocket::bind(local, false, Buffers::default()).unwrap();
+        let sink = Sink {
+            socket: Arc::new(udp),
+            endpoint: Some(target.local_addr().unwrap()),
+            source: None,
+        };
+        let wake = Wake::new(events.waker(WAKE).unwrap());
+        let (queue, batches) = queue::bounded(BATCHES, &wake);
+        let waiting = Arc::new(Waiting::new(
+            socket.clone(),
+            Arc::clone(&shared.counters.queued_bytes),
+            shared.counters.drop_counter(DropReason::ConnectionLost),
+        ));
+        let mut links = Links::new(BATCHES);
+        links.add(LinkHandle { id: 1, queue, waiting: Arc::clone(&waiting) }, now);
+        for _ in 0..BATCHES {
+            let mut batch = new_batch(&shared.buffers, now);
+            batch.push(&[7; BATCH_LEN]);
+            links.send(now, batch).unwrap();
+        }
+        let mut frame = Vec::new();
+        write_frame(&mut frame, b"meanwhile");
+        peer.write_all(&frame).unwrap();
+        let activity = Arc::new(Activity::new(now));
+        let mut link =
+            Link::new(shared, Stream::Plain(socket), batches, Arc::clone(&waiting), sink, activity);
+        link.round(&mut events, &|| false).unwrap();
+        let mut datagram = [0; 16];
+        assert_eq!(target.recv(&mut datagram).unwrap(), 9);
+        let left = waiting.datagrams();
+        assert!(left > 0 && left < BATCHES, "{left} of {BATCHES} batches are left");
+        // Nothing new happens, and the rest is written all the same.
+        for _ in 0..BATCHES {
+            events.wait(Some(Duration::ZERO)).unwrap();
+            let Some((token, readiness)) = events.next_ready() else {
+                break;
+            };
+            events.again(token, readiness);
+            link.round(&mut events, &|| false).unwrap();
+        }
+        assert_eq!(waiting.datagrams(), 0);
     }
 }

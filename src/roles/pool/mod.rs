@@ -92,9 +92,6 @@ impl std::fmt::Display for Destination {
 #[derive(Debug)]
 struct SharedConfig {
     destination: Destination,
-    bind: SocketAddr,
-    /// Neither address nor port was asked for.
-    bind_is_default: bool,
     framing: Framing,
     queue_datagrams_max: usize,
     sessions_max: usize,
@@ -114,6 +111,9 @@ struct ServerTls {
 #[derive(Debug)]
 struct ServerConfig {
     shared: SharedConfig,
+    listen: Vec<SocketAddr>,
+    /// Neither address nor port was asked for.
+    listen_is_default: bool,
     tls: Option<ServerTls>,
     connections_max: usize,
     /// Without it, a part of `connections_max`.
@@ -138,6 +138,7 @@ struct ClientTls {
 #[derive(Debug)]
 struct ClientConfig {
     shared: SharedConfig,
+    bind: SocketAddr,
     tls: Option<ClientTls>,
     pool_size: usize,
     expire: Duration,

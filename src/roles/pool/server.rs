@@ -34,8 +34,8 @@ const FIRST_JOIN_MAX: Duration = Duration::from_secs(10);
 /// Messages from the threads that may wait; more make the sender wait.
 const MESSAGES_MAX: usize = 1024;
 
-/// Descriptors of a connection: stream, poll, waker. A session has three as well.
-const DESCRIPTORS_EACH: u64 = 4;
+/// Descriptors of a connection, on both sides: stream, poll, waker. A session has three as well.
+pub(super) const DESCRIPTORS_EACH: u64 = 4;
 
 /// A dead connection is given up after 25 s: of silence, with two probes in the last ten, or of
 /// unacknowledged data. Batches avoid it long before that.
@@ -133,8 +133,8 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
     };
     let mut listening = Listening::open(
         &mut frame.events,
-        &[config.shared.bind],
-        config.shared.bind_is_default,
+        &config.listen,
+        config.listen_is_default,
         &STREAM_OPTIONS,
         Arc::clone(&shared.counters.accept_errors),
     )?;

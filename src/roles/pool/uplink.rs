@@ -3,7 +3,7 @@
 
 use super::Activity;
 use super::batch::{Batch, LinkHandle, Waiting};
-use super::client::ToMain;
+use super::client::{Flow, ToMain};
 use super::counters::{DropReason, LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink};
 use super::lookup;
@@ -43,7 +43,7 @@ pub(super) struct Uplink {
     pub(super) route: Arc<Route>,
     pub(super) serial: u64,
     pub(super) session: SessionId,
-    pub(super) endpoint: SocketAddr,
+    pub(super) flow: Flow,
     pub(super) sink: Sink,
     pub(super) activity: Arc<Activity>,
     pub(super) words: Receiver<Word>,
@@ -300,7 +300,7 @@ impl Uplink {
             queue::bounded::<Batch>(self.route.queue_datagrams_max, &self.wake);
         let link =
             LinkHandle { id: self.serial, queue: batch_sender, waiting: Arc::clone(&waiting) };
-        let up = ToMain::Up { endpoint: self.endpoint, session: self.session, link };
+        let up = ToMain::Up { flow: self.flow, session: self.session, link };
         if self.to_main.send_waiting(up).is_err() {
             return (Outcome::Failed, None);
         }
@@ -309,7 +309,7 @@ impl Uplink {
             shared.counters.reconnects.increment();
         }
         shared.counters.connections.add(1);
-        log::debug!("uplink {}: up for {}", self.serial, self.endpoint);
+        log::debug!("uplink {}: up for {}", self.serial, self.flow.endpoint);
         let link = Link::new(
             Arc::clone(&shared),
             stream,
@@ -339,8 +339,7 @@ impl Uplink {
             end => log::debug!("uplink {}: {end}", self.serial),
         }
         // A main thread that has gone needs no telling.
-        let _ =
-            self.to_main.send_waiting(ToMain::Down { endpoint: self.endpoint, id: self.serial });
+        let _ = self.to_main.send_waiting(ToMain::Down { flow: self.flow, id: self.serial });
         (outcome, refusal)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     ALPN, FRAMING, KEY, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
-    refuse_without_tls, shared_config,
+    local_address, port_number, refuse_without_tls, shared_config,
 };
 use crate::cli::common::COMMON;
 use crate::cli::flags::{Matches, UsageError};
@@ -48,7 +48,8 @@ const LISTENING: &[Opt] = &[
         &["--bind-address", "-a"],
         "ADDRESS",
         Some("127.0.0.1"),
-        "Receive datagrams on this address.",
+        "Receive datagrams on this address; on 0.0.0.0 or ::, answers leave from the address that \
+         was asked.",
     ),
     Opt::value(&["--bind-port", "-p"], "PORT", Some("8911"), "Receive datagrams on this UDP port."),
     Opt::value(
@@ -125,7 +126,9 @@ pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig,
     if shared.framing == Framing::Mullvad && m.given("--pool-size") && pool_size != 1 {
         return Err(m.wrong("--pool-size", "1 with --framing mullvad"));
     }
+    let port = m.required("--bind-port", port_number)?;
     Ok(ClientConfig {
+        bind: m.required("--bind-address", |text| local_address(text, port))?,
         tls,
         pool_size: if shared.framing == Framing::Mullvad { 1 } else { pool_size },
         expire: m.required("--expire", positive)?,

@@ -2,11 +2,11 @@
 
 use super::{
     ALPN, FRAMING, KEY, LOGGING, MAX_SESSIONS, NO_TLS, QUEUE, UDP_BUFFER, count, key_files,
-    positive, refuse_without_tls, shared_config,
+    local_address, port_number, positive, refuse_without_tls, shared_config,
 };
 use crate::cli::common::COMMON;
 use crate::cli::flags::{Matches, UsageError};
-use crate::cli::table::{Command, Opt, Positional};
+use crate::cli::table::{Command, Opt, Positional, Takes};
 use crate::cli::values::duration;
 use crate::roles::pool::{ServerConfig, ServerTls};
 use crate::runtime::daemon::absolute;
@@ -40,19 +40,25 @@ pub const SERVER_COMMAND: Command = Command {
             "Let WireGuard's clients reach this host's WireGuard over TLS on port 8443.",
         ),
         (
-            "udpferry pool server -c cert.pem -k key.pem -C ca.pem -a :: -p 443 127.0.0.1 51820",
-            "The same on port 443, only for clients with a certificate.",
+            "udpferry pool server -c cert.pem -k key.pem -C ca.pem -a 0.0.0.0 -a :: -p 443 \
+             127.0.0.1 51820",
+            "The same on port 443, also over IPv6, only for clients with a certificate.",
         ),
     ],
 };
 
+/// As many as `udpgw` takes.
+const LISTENERS_MAX: usize = 16;
+
 const LISTENING: &[Opt] = &[
-    Opt::value(
-        &["--bind-address", "-a"],
-        "ADDRESS",
-        Some("0.0.0.0"),
-        "Accept connections on this address; :: for IPv6.",
-    ),
+    Opt {
+        names: &["--bind-address", "-a"],
+        takes: Takes::One("ADDRESS"),
+        times_max: LISTENERS_MAX,
+        default: Some("0.0.0.0"),
+        help: "Accept connections on this address; :: for IPv6; up to 16 times. Sockets passed by \
+               systemd stand in for the default.",
+    },
     Opt::value(
         &["--bind-port", "-p"],
         "PORT",
@@ -146,8 +152,11 @@ pub(in crate::roles::pool) fn server_config(m: &Matches) -> Result<ServerConfig,
             alpn: m.one("--alpn", super::alpn)?,
         })
     };
+    let port = m.required("--bind-port", port_number)?;
     let session_timeout: Duration = m.required("--session-timeout", duration)?;
     Ok(ServerConfig {
+        listen: m.many("--bind-address", |text| local_address(text, port))?,
+        listen_is_default: !m.given("--bind-address") && !m.given("--bind-port"),
         tls,
         connections_max: m.required("--max-connections", count(1, 65_535))?,
         set_ups_max: m.one("--max-handshakes", count(1, 65_535))?,

@@ -98,7 +98,7 @@ impl Server {
             return;
         }
         let begin = Begin {
-            sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None },
+            sink: Sink { socket: Arc::clone(&owner.socket), endpoint: None, source: None },
             activity: Arc::clone(&owner.activity),
         };
         if !owner.orders.add(link) {

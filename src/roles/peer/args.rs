@@ -69,8 +69,8 @@ const MEETING: &[Opt] = &[
         takes: Takes::One("HOST[:PORT]"),
         times_max: SERVERS_MAX,
         default: None,
-        help: "The rendezvous server, port 12345 without another; up to 4 times: the next one is \
-               asked when one is silent. Required.",
+        help: "The rendezvous server, port 12345 without another. Up to 4 times: this member \
+               registers at all of them, and meets others at any. Required.",
     },
     Opt::value(
         &["--room"],
@@ -157,7 +157,7 @@ const PATHS: &[Opt] = &[
         &["--local-port"],
         "PORT",
         Some("0"),
-        "Use this UDP port for everything; 0 takes any free one.",
+        "Talk to servers and members from this UDP port; 0 takes any free one.",
     ),
     Opt::value(
         &["--keepalive"],

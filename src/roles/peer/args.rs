@@ -203,7 +203,7 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
     if legacy {
         for name in ["--room", "--room-file", "--secret", "--forward", "--serve", "--hard"] {
             if m.given(name) {
-                return Err(m.wrong(name, "not together with --legacy"));
+                return Err(clash(m, name, "not together with --legacy"));
             }
         }
     }
@@ -252,7 +252,7 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
     if let Some(path) = m.path("--room-file") {
         for name in ["--room", "--secret"] {
             if m.given(name) {
-                return Err(m.wrong(name, "not together with --room-file"));
+                return Err(clash(m, name, "not together with --room-file"));
             }
         }
         return Ok(RoomChoice::File(absolute(&path)));
@@ -267,6 +267,16 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
         return Ok(RoomChoice::New);
     }
     Room::parse_code(&given).map(RoomChoice::Given).map_err(|error| unfit("--room", error))
+}
+
+/// Options that exclude each other. Secrets are not repeated: the line may be kept in a log.
+fn clash(m: &Matches, name: &str, why: &str) -> UsageError {
+    match m.wrong(name, why) {
+        UsageError::NotAllowed { option, allowed, .. } if matches!(name, "--room" | "--secret") => {
+            UsageError::NotAllowed { option, value: "(a secret)".to_owned(), allowed }
+        }
+        other => other,
+    }
 }
 
 /// Does not repeat the value, which has a secret in it.

@@ -73,8 +73,17 @@ const RULES: &[Rule] = &[
 ];
 
 /// Modules of `roles` that are no role: what all roles share.
-const ROLE_FRAME: &[&str] =
-    &["dial", "frame", "framed", "listening", "proof", "report", "selftest", "startup"];
+const ROLE_FRAME: &[&str] = &[
+    "dial",
+    "frame",
+    "framed",
+    "listening",
+    "member_id",
+    "proof",
+    "report",
+    "selftest",
+    "startup",
+];
 
 /// The module that a file is: `src/net/sys/mod.rs` is net, sys. Empty for lib.rs.
 fn module_of(file: &str) -> Vec<String> {

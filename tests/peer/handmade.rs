@@ -56,7 +56,9 @@ impl Handmade {
         let mut member =
             Handmade { socket, probes, me, peer, at: server, tunnel, sent: Vec::new() };
         member.connect();
-        member.say(Kind::Here, 0, greeting);
+        let mut body = 7_u64.to_be_bytes().to_vec();
+        body.extend_from_slice(greeting);
+        member.say(Kind::Here, 0, &body);
         member.until(|said| said.kind == Kind::Here);
         member
     }

@@ -89,7 +89,10 @@ fn what_is_no_room_is_one_line_and_two() {
         (&["--room=attic"], "NAME:SECRET"),
         (&[], "--room"),
         (&["--room=new", "--legacy"], "--legacy"),
-        (&["--room=new", "--room-file=/dev/null"], "--room-file"),
+        (&["--room=attic:seven777", "--legacy"], "--legacy"),
+        (&["--room=attic", "--secret=seven777", "--legacy"], "--legacy"),
+        (&["--room=attic:seven777", "--room-file=/dev/null"], "--room-file"),
+        (&["--room-file=/dev/null", "--secret=seven777"], "--room-file"),
     ] {
         let args = [&["peer", "--server=127.0.0.1"], args].concat();
         let refused = run(&args);

@@ -69,8 +69,8 @@ const MEETING: &[Opt] = &[
         takes: Takes::One("HOST[:PORT]"),
         times_max: SERVERS_MAX,
         default: None,
-        help: "The rendezvous server, port 12345 without another; up to 4 times: members meet who \
-               share one that works. Required.",
+        help: "The rendezvous server, port 12345 without another. Up to 4 times: this member \
+               registers at all of them, and meets others at any. Required.",
     },
     Opt::value(
         &["--room"],
@@ -158,7 +158,7 @@ const PATHS: &[Opt] = &[
         &["--local-port"],
         "PORT",
         Some("0"),
-        "Use this UDP port for everything; 0 takes any free one.",
+        "Talk to servers and members from this UDP port; 0 takes any free one.",
     ),
     Opt::value(
         &["--keepalive"],
@@ -204,7 +204,7 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
     if legacy {
         for name in ["--room", "--room-file", "--secret", "--forward", "--serve", "--hard"] {
             if m.given(name) {
-                return Err(m.wrong(name, "not together with --legacy"));
+                return Err(clash(m, name, "not together with --legacy"));
             }
         }
     }
@@ -253,7 +253,7 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
     if let Some(path) = m.path("--room-file") {
         for name in ["--room", "--secret"] {
             if m.given(name) {
-                return Err(m.wrong(name, "not together with --room-file"));
+                return Err(clash(m, name, "not together with --room-file"));
             }
         }
         return Ok(RoomChoice::File(absolute(&path)));
@@ -268,6 +268,16 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
         return Ok(RoomChoice::New);
     }
     Room::parse_code(&given).map(RoomChoice::Given).map_err(|error| unfit("--room", error))
+}
+
+/// Options that exclude each other. Secrets are not repeated: the line may be kept in a log.
+fn clash(m: &Matches, name: &str, why: &str) -> UsageError {
+    match m.wrong(name, why) {
+        UsageError::NotAllowed { option, allowed, .. } if matches!(name, "--room" | "--secret") => {
+            UsageError::NotAllowed { option, value: "(a secret)".to_owned(), allowed }
+        }
+        other => other,
+    }
 }
 
 /// Does not repeat the value, which has a secret in it.

@@ -1,7 +1,7 @@
 //! What arrives: from servers, from members directly or through a relay, and from local sockets.
 
 use super::chat::{Heard, for_terminal, name_for_terminal};
-use super::counters::DropReason;
+use super::counters::{DropReason, PathKind};
 use super::identity::PublicKey;
 use super::member::{Member, Relay, Via};
 use super::probe::ProbeError;
@@ -206,6 +206,7 @@ impl Run {
             return self.counters.drop(DropReason::UnknownSender, 1);
         };
         let was_established = member.tunnel.is_established();
+        let mut is_reached = false;
         let outcome = member.tunnel.receive(source.ip(), datagram, scratch);
         let is_authentic = matches!(outcome, Outcome::Message(_) | Outcome::Keepalive);
         if is_authentic {
@@ -216,6 +217,7 @@ impl Run {
                     member.relay.get_or_insert(relay);
                     if member.via == Via::Nowhere {
                         member.reached(Via::Relay, now);
+                        is_reached = true;
                     }
                 }
             }
@@ -239,6 +241,10 @@ impl Run {
             }
             Outcome::Keepalive | Outcome::Nothing => {}
             Outcome::Refused(refusal) => self.refuse(refusal),
+        }
+        if is_reached {
+            self.counters.path(PathKind::Relay);
+            self.show_path(slot, now);
         }
         // Forwarded datagrams come by the thousand, and change nothing here.
         let is_first_data = is_authentic && !was_established;
@@ -326,7 +332,6 @@ impl Run {
             self.met_somebody();
             self.counters.members.add(1);
             self.terminal.notice(&format!("{name} is here"));
-            self.show_path(slot, now);
             // Lines that waited for somebody.
             self.read_terminal(now);
         }

@@ -3,8 +3,11 @@
 use crate::server::{Member, Server, receive, socket_to};
 use crate::support::await_some;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Instant;
 use udpferry::net::sys::mmsg::send::SendQueue;
-use udpferry::wire::rendezvous::{Cookie, MemberId, Request, RoomId, Token, write_request};
+use udpferry::wire::rendezvous::{
+    Answer, Cookie, MemberId, Request, RoomId, Token, parse_answer, write_request,
+};
 
 /// Where a forger's datagrams come from: from the server's side there is no difference between a
 /// forged source and one that never listens.
@@ -67,6 +70,79 @@ fn a_forger_of_our_own_protocol_gets_less_than_he_sends() {
         assert!(answered <= received, "{datagram:?}");
     }
     assert_eq!(server.metric("rooms"), 0);
+}
+
+/// Whoever had an address has a cookie of it for up to a minute, and can forge it as a source: its
+/// new holder, who acknowledges nothing, is soon left alone.
+#[test]
+fn who_had_an_address_cannot_have_it_flooded() {
+    let server = Server::start(&["--source-rate=0"]);
+    let members: Vec<Member> = (0..15).map(|_| Member::new(server.address, 1)).collect();
+    for member in &members {
+        member.register_with(0, &[7; 512]);
+    }
+    let mut victim = Member::new(server.address, 1);
+    let (mut introductions, mut requests) = (0, 0);
+    let begin = Instant::now();
+    let left_alone = await_some(|| {
+        requests += 1;
+        let sealed = [u8::try_from(requests % 2).unwrap()];
+        victim.send(&victim.registration(0, &sealed));
+        // Also as somebody else, and after having left.
+        if requests % 3 == 0 {
+            victim.token.0[15] = victim.token.0[15].wrapping_add(1);
+        }
+        loop {
+            match parse_answer(&victim.next()).unwrap() {
+                Answer::Introduce { .. } => introductions += 1,
+                Answer::Registered { .. } => return None,
+                Answer::Cookie { .. } => return Some(()),
+                _ => {}
+            }
+        }
+    });
+    assert!(left_alone.is_some(), "{introductions} introductions for {requests} requests");
+    // A burst of 32, and four for each second.
+    let most = 33 + 4 * begin.elapsed().as_secs();
+    assert!((15..=most).contains(&introductions), "{introductions} for {requests} requests");
+    // The old cookie is worth nothing, for a call or for leaving either.
+    let Member { room, token, cookie, .. } = victim;
+    for request in [
+        Request::Call { tx: 2, cookie, room, token, member: MemberId([1; 8]) },
+        Request::Leave { tx: 2, cookie, room, token },
+    ] {
+        victim.send(&request);
+        victim.until(|answer| matches!(answer, Answer::Cookie { tx: 2, .. }).then_some(()));
+    }
+    assert!(server.metric("introductions_withheld_total") > 0);
+    // Its holder is told of everybody once it shows that it is there.
+    victim.hello();
+    victim.register();
+    let mut told = std::collections::HashSet::new();
+    while told.len() < 4 {
+        let (number, _, who, ..) = victim.introduced();
+        victim.acknowledge(number);
+        told.insert(who);
+    }
+}
+
+#[test]
+fn one_address_cannot_hold_every_room() {
+    let server = Server::start(&["--max-rooms=5"]);
+    let flood: Vec<Member> = (1..=5).map(|room| Member::entered(server.address, room)).collect();
+    let other = UdpSocket::bind("127.0.0.9:0").unwrap();
+    other.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    other.connect(server.address).unwrap();
+    let (room, token) = (RoomId([9; 16]), Token([9; 16]));
+    let mut member = Member { socket: other, room, token, cookie: Cookie([0; 16]) };
+    member.hello();
+    assert_eq!(member.register().1, 1);
+    // Whose room went knows it, and is refused.
+    let last = &flood[4];
+    last.gone();
+    last.send(&last.registration(0, &[]));
+    last.until(|answer| matches!(answer, Answer::Refused { .. }).then_some(()));
+    assert_eq!(member.register().1, 1);
 }
 
 #[test]

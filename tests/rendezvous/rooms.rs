@@ -92,7 +92,7 @@ fn who_leaves_is_gone_at_once() {
 
 #[test]
 fn a_silent_member_expires() {
-    let server = Server::start(&["--expiry=1s"]);
+    let server = Server::start(&["--expiry=4s"]);
     let one = Member::entered(server.address, 1);
     let silent = Member::new(server.address, 1);
     let (silent_id, _) = silent.register();
@@ -110,7 +110,7 @@ fn a_silent_member_expires() {
     });
     assert_eq!(gone, Some(silent_id));
     let elapsed = begin.elapsed();
-    assert!(elapsed >= Duration::from_millis(900), "{elapsed:?}");
+    assert!(elapsed >= Duration::from_millis(3900), "{elapsed:?}");
     server.await_metric("members_expired_total", 1);
 }
 

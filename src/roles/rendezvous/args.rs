@@ -42,6 +42,9 @@ pub const COMMAND: Command = Command {
     ],
 };
 
+/// Many NATs forget a mapping that has been idle for 30 s: the refresh is what keeps it.
+const REFRESH_MAX: Duration = Duration::from_secs(15);
+
 /// As many as `udpgw` takes.
 const LISTENERS_MAX: usize = 16;
 
@@ -88,7 +91,9 @@ const LIMITS: &[Opt] = &[
         &["--max-rooms"],
         "N",
         Some("10000"),
-        "Rooms at once, 1 to 1000000; a member who would make another one is refused.",
+        "Rooms at once, 1 to 1000000. When another one is to be made, the newest of the address \
+         (IPv4, or IPv6 /64) with the most rooms ends; whoever has or would have the most is \
+         refused.",
     ),
     Opt::value(
         &["--max-members"],
@@ -100,8 +105,8 @@ const LIMITS: &[Opt] = &[
         &["--expiry"],
         "TIME",
         Some("60"),
-        "A member that has not refreshed its registration for so long is gone, 1 s to 18 h. Members \
-         are asked to refresh at a quarter of it.",
+        "A member that has not refreshed its registration for so long is gone, 4 s to 18 h. Members \
+         are asked to refresh at a quarter of it, or every 15 seconds if that is sooner.",
     ),
     Opt::value(
         &["--source-rate"],
@@ -114,8 +119,8 @@ const LIMITS: &[Opt] = &[
         &["--max-sources"],
         "N",
         Some("65536"),
-        "Addresses remembered for --source-rate, 1 to 16777216; the least recently seen is \
-         forgotten.",
+        "Addresses remembered for --source-rate, 1 to 16777216, and as many endpoints for how much \
+         they were told in the last minute; the least recently seen is forgotten.",
     ),
     Opt::value(
         &["--max-introductions"],
@@ -192,6 +197,7 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
     };
     let expiry = m.required("--expiry", expiry)?;
     let bytes = m.required("--udp-buffer", buffer_size)?;
+    let sources_max = m.required("--max-sources", count(1, 1 << 24))?;
     Ok(Config {
         listen,
         listen_given: m.given("--listen-addr"),
@@ -202,17 +208,18 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
             rooms_max: m.required("--max-rooms", count(1, 1_000_000))?,
             members_max: m.required("--max-members", count(2, 255))?,
             introductions_max: m.required("--max-introductions", count(1, 1 << 24))?,
+            listeners_max: sources_max,
             expiry,
             relay: RelayRates {
                 room: m.required("--relay-rate", rate)?,
                 total: m.required("--relay-total-rate", rate)?,
             },
         },
-        refresh: expiry / 4,
+        refresh: (expiry / 4).min(REFRESH_MAX),
         relays: m.flag("--relay"),
         plain: (!m.flag("--no-legacy")).then_some(plain),
         source_rate: m.required("--source-rate", |text| whole(text, 0, 1_000_000_000))?,
-        sources_max: m.required("--max-sources", count(1, 1 << 24))?,
+        sources_max,
         udp_buffers: Buffers { receive: bytes, send: bytes },
         common: common(m)?,
     })
@@ -275,13 +282,14 @@ fn positive(text: &str) -> Result<Duration, String> {
         .and_then(|time| if time.is_zero() { Err("a time above 0".into()) } else { Ok(time) })
 }
 
-/// What fits the seconds of an answer to a registration.
+/// What fits the whole seconds of an answer to a registration: a refresh of a second at least, and
+/// four of them in the expiry.
 fn expiry(text: &str) -> Result<Duration, String> {
-    let allowed = Duration::from_secs(1)..=Duration::from_secs(18 * 3600);
+    let allowed = Duration::from_secs(4)..=Duration::from_secs(18 * 3600);
     duration(text)
         .ok()
         .filter(|time| allowed.contains(time))
-        .ok_or_else(|| "a time from 1s to 18h".to_owned())
+        .ok_or_else(|| "a time from 4s to 18h".to_owned())
 }
 
 #[cfg(test)]
@@ -339,13 +347,23 @@ mod tests {
     }
 
     #[test]
+    fn a_member_refreshes_four_times_in_its_expiry_and_before_its_nat_forgets() {
+        for (expiry, refresh_ms) in
+            [("4", 1000), ("7", 1750), ("60", 15_000), ("2m", 15_000), ("18h", 15_000)]
+        {
+            let config = read(&["--expiry", expiry]).unwrap();
+            assert_eq!(config.refresh, Duration::from_millis(refresh_ms), "{expiry}");
+        }
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
         for wrong in [
             "--stun-port=12345",
             "--stun-port=0",
             "--max-members=256",
             "--max-rooms=0",
-            "--expiry=0.5",
+            "--expiry=3.9",
             "--expiry=19h",
             "--relay-rate=1M",
             "--waiting-expiry=0",

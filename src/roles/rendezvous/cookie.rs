@@ -29,17 +29,25 @@ impl Cookies {
         Cookies { key: <Blake2sMac<U16> as KeyInit>::new(key.into()), start: now }
     }
 
-    /// The cookie for an endpoint.
-    pub(super) fn make(&self, now: Instant, endpoint: SocketAddr) -> Cookie {
-        Cookie(self.over(self.epoch(now), endpoint).finalize().into_bytes().into())
+    /// The cookie for an endpoint. `silence` is the number of its last silence: with another number
+    /// there is another cookie.
+    pub(super) fn make(&self, now: Instant, endpoint: SocketAddr, silence: u64) -> Cookie {
+        Cookie(self.over(self.epoch(now), endpoint, silence).finalize().into_bytes().into())
     }
 
-    /// Whether the cookie is that of the endpoint, made in this half minute or the one before.
-    pub(super) fn counts(&self, now: Instant, endpoint: SocketAddr, cookie: Cookie) -> bool {
+    /// Whether the cookie is that of the endpoint, made in this half minute or the one before, and
+    /// since its last silence.
+    pub(super) fn counts(
+        &self,
+        now: Instant,
+        endpoint: SocketAddr,
+        silence: u64,
+        cookie: Cookie,
+    ) -> bool {
         let epoch = self.epoch(now);
         [Some(epoch), epoch.checked_sub(1)].into_iter().flatten().any(|epoch| {
             // In constant time.
-            self.over(epoch, endpoint).verify_slice(&cookie.0).is_ok()
+            self.over(epoch, endpoint, silence).verify_slice(&cookie.0).is_ok()
         })
     }
 
@@ -47,7 +55,7 @@ impl Cookies {
         now.saturating_duration_since(self.start).as_secs() / EPOCH.as_secs()
     }
 
-    fn over(&self, epoch: u64, endpoint: SocketAddr) -> Blake2sMac<U16> {
+    fn over(&self, epoch: u64, endpoint: SocketAddr, silence: u64) -> Blake2sMac<U16> {
         let address = match endpoint.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
@@ -56,6 +64,7 @@ impl Cookies {
         mac.update(&epoch.to_be_bytes());
         mac.update(&address.octets());
         mac.update(&endpoint.port().to_be_bytes());
+        mac.update(&silence.to_be_bytes());
         mac
     }
 }
@@ -70,16 +79,17 @@ mod tests {
         let now = clock::now();
         let cookies = Cookies::with_key(&[7; 32], now);
         let endpoint: SocketAddr = "192.0.2.1:5000".parse().unwrap();
-        let cookie = cookies.make(now, endpoint);
+        let cookie = cookies.make(now, endpoint, 3);
         for seconds in [0, 29, 30, 59] {
-            assert!(cookies.counts(now + Duration::from_secs(seconds), endpoint, cookie));
+            assert!(cookies.counts(now + Duration::from_secs(seconds), endpoint, 3, cookie));
         }
-        assert!(!cookies.counts(now + Duration::from_secs(60), endpoint, cookie));
+        assert!(!cookies.counts(now + Duration::from_secs(60), endpoint, 3, cookie));
+        assert!(!cookies.counts(now, endpoint, 4, cookie), "it has been silent since");
         for other in ["192.0.2.1:5001", "192.0.2.2:5000", "[2001:db8::1]:5000"] {
-            assert!(!cookies.counts(now, other.parse().unwrap(), cookie), "{other}");
+            assert!(!cookies.counts(now, other.parse().unwrap(), 3, cookie), "{other}");
         }
         let restarted = Cookies::with_key(&[8; 32], now);
-        assert!(!restarted.counts(now, endpoint, cookie));
-        assert!(!cookies.counts(now, endpoint, Cookie([0; 16])));
+        assert!(!restarted.counts(now, endpoint, 3, cookie));
+        assert!(!cookies.counts(now, endpoint, 3, Cookie([0; 16])));
     }
 }

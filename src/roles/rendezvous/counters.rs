@@ -90,6 +90,7 @@ pub(super) struct Counters {
     pub(super) cookies_refused: Arc<Counter>,
     pub(super) stun_refused: Arc<Counter>,
     pub(super) introductions: Arc<Counter>,
+    pub(super) introductions_withheld: Arc<Counter>,
     pub(super) plain_pairs: Arc<Counter>,
     requests: [Arc<Counter>; Asked::LABELS.len()],
     refused: [Arc<Counter>; 2],
@@ -149,6 +150,10 @@ impl Counters {
             introductions: counter(
                 "udpferry_rendezvous_introductions_total",
                 "Introductions sent, repeats included.",
+            ),
+            introductions_withheld: counter(
+                "udpferry_rendezvous_introductions_withheld_total",
+                "Introductions not sent: their receiver had too many, or acknowledges none.",
             ),
             plain_pairs: counter(
                 "udpferry_rendezvous_plain_answers_total",

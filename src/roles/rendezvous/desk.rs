@@ -5,6 +5,7 @@ use super::Config;
 use super::cookie::Cookies;
 use super::counters::{Asked, Counters, DropReason};
 use super::outbox::Outbox;
+use super::own::chance;
 use super::sockets::Sockets;
 use crate::error::Error;
 use crate::runtime::metrics;
@@ -117,7 +118,7 @@ impl Desk {
 
     /// Does what is due.
     pub(super) fn tend(&mut self, now: Instant) {
-        let expired = self.registry.tend(now, &mut self.notices);
+        let expired = self.registry.tend(now, &mut chance, &mut self.notices);
         self.counters.members_expired.add(expired as u64);
         self.deliver(now);
         if let Some(pairing) = &mut self.pairing {

@@ -71,14 +71,15 @@ impl Desk {
     }
 
     fn offer_cookie(&mut self, now: Instant, to: Contact, tx: u64) {
-        let cookie = self.cookies.make(now, to.endpoint);
+        let cookie = self.cookies.make(now, to.endpoint, self.registry.silence(to.endpoint));
         self.say(to, &Answer::Cookie { tx, cookie, endpoint: to.endpoint });
     }
 
-    /// Whether the cookie counts; if not, another one is offered, in fewer bytes than any request
+    /// Whether the cookie counts, which one of before the endpoint fell silent does not; if not, another one is offered, in fewer bytes than any request
     /// with a cookie has.
     fn is_proven(&mut self, now: Instant, from: Contact, tx: u64, cookie: Cookie) -> bool {
-        let counts = self.cookies.counts(now, from.endpoint, cookie);
+        let silence = self.registry.silence(from.endpoint);
+        let counts = self.cookies.counts(now, from.endpoint, silence, cookie);
         if !counts {
             self.counters.cookies_refused.increment();
             self.offer_cookie(now, from, tx);
@@ -143,7 +144,7 @@ impl Desk {
                     };
                     let answer =
                         Answer::Introduce { introduction, start_ms, member, endpoints, sealed };
-                    for contact in self.registry.contacts(to).into_iter().flatten() {
+                    for contact in to.into_iter().flatten() {
                         self.outbox.add(contact, |bytes| {
                             write_answer(bytes, &answer);
                             Some(())
@@ -162,6 +163,7 @@ impl Desk {
             }
         }
         self.notices = notices;
+        self.counters.introductions_withheld.add(self.registry.take_withheld());
     }
 }
 
@@ -172,6 +174,6 @@ fn seconds(time: Duration) -> u16 {
 
 /// Half of an introduction's number. Without chance it is still known only to whoever gets it, and
 /// counts only from there.
-fn chance() -> u32 {
+pub(super) fn chance() -> u32 {
     random::bytes().map_or(0, u32::from_ne_bytes)
 }

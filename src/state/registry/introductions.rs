@@ -19,6 +19,8 @@ pub(super) struct Introduction {
     pub(super) to: Slot,
     /// Of whom.
     pub(super) about: Slot,
+    /// Over which families it waits for its acknowledgement: IPv4, IPv6.
+    pub(super) waits: [bool; 2],
     made: Instant,
     start: Duration,
 }
@@ -57,6 +59,7 @@ impl Introductions {
         &mut self,
         now: Instant,
         (to, about): (Slot, Slot),
+        waits: [bool; 2],
         start: Duration,
         random: u32,
     ) -> Introduction {
@@ -65,6 +68,7 @@ impl Introductions {
             number: u64::from(random) << 32 | u64::from(slot),
             to,
             about,
+            waits,
             made: now,
             start,
         };
@@ -83,6 +87,24 @@ impl Introductions {
     pub(super) fn get(&self, number: u64) -> Option<Introduction> {
         let slot = u32::try_from(number & u64::from(u32::MAX)).ok()?;
         self.pending.get(slot).copied().filter(|pending| pending.number == number)
+    }
+
+    /// The pending one of that number is acknowledged over one family. Returns false if it was
+    /// before.
+    pub(super) fn acknowledge(&mut self, number: u64, family: usize) -> bool {
+        let Some(mut pending) = self.get(number) else { return false };
+        if !std::mem::take(&mut pending.waits[family]) {
+            return false;
+        }
+        if pending.waits.contains(&true) {
+            let slot = self.by_pair.get(&(pending.to, pending.about));
+            if let Some(found) = slot.and_then(|slot| self.pending.get_mut(*slot)) {
+                *found = pending;
+            }
+        } else {
+            self.forget(pending.to, pending.about);
+        }
+        true
     }
 
     /// The pair's is acknowledged, or void.

@@ -11,6 +11,8 @@ pub struct Limits {
     pub members_max: usize,
     /// Introductions that wait for their acknowledgement; further ones are sent once.
     pub introductions_max: usize,
+    /// Endpoints remembered for how much they are told; the one told least recently is forgotten.
+    pub listeners_max: usize,
     /// How long a member lasts without a refresh.
     pub expiry: Duration,
     /// Bytes in a second that are relayed in a room and in all.

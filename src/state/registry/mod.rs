@@ -4,29 +4,37 @@
 //! order of their last refresh and introductions in a queue for each repeat, so that the next
 //! deadline is at hand, and a refresh takes no memory.
 
+pub mod calls;
+pub mod households;
 pub mod introductions;
 pub mod limits;
+pub mod listeners;
 pub mod outcome;
+mod telling;
 
 use super::contact::Contact;
 use super::slots::{Slot, Slots};
 use super::token_bucket::TokenBucket;
 use crate::wire::rendezvous::{Endpoints, MemberId, Refusal, RoomId};
+use calls::Calls;
+use households::{Households, Owner};
 use introductions::Introductions;
 use limits::Limits;
+use listeners::Listeners;
 use outcome::{Called, NotRelayed, Notice};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// The nearer of two members waits no longer for the other one.
-const START_MAX: Duration = Duration::from_millis(500);
 
 /// A relay's bucket holds at least the largest datagram.
 const RELAY_BURST_MIN: u32 = 65_536;
 
 /// Notices of one [`Registry::tend`], about: more wait for the next.
 const NOTICES_PER_TEND: usize = 256;
+
+/// Others hear of a member's changes as often; of the first one at once, as a member of two
+/// families enters twice.
+const NEWS_EVERY: Duration = Duration::from_secs(1);
 
 /// What a client registers.
 #[derive(Debug, Clone, Copy)]
@@ -53,12 +61,19 @@ pub struct Registry {
     members: Slots<Member, 1>,
     by_endpoint: HashMap<SocketAddr, Slot>,
     introductions: Introductions,
+    listeners: Listeners,
+    calls: Calls,
+    households: Households,
+    /// Members whose news wait, by when they are told.
+    held_back: BTreeSet<(Instant, Slot)>,
+    withheld: u64,
     relay: TokenBucket,
 }
 
 #[derive(Debug)]
 struct Room {
     id: RoomId,
+    owner: Owner,
     members: Vec<Slot>,
     relay: TokenBucket,
 }
@@ -72,6 +87,10 @@ struct Member {
     rtt_ms: u16,
     refreshed: Instant,
     sealed: Vec<u8>,
+    /// From then on there may be two news at once.
+    news_from: Instant,
+    /// When the news that wait are told.
+    held_back: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -108,6 +127,11 @@ impl Registry {
             members: Slots::default(),
             by_endpoint: HashMap::new(),
             introductions: Introductions::new(limits.introductions_max),
+            listeners: Listeners::new(limits.members_max, limits.listeners_max),
+            calls: Calls::new(limits.introductions_max),
+            households: Households::default(),
+            held_back: BTreeSet::new(),
+            withheld: 0,
             relay: relay_bucket(limits.relay.total),
         }
     }
@@ -127,9 +151,17 @@ impl Registry {
         self.introductions.len()
     }
 
-    /// How a member is reached, over one family or both.
-    pub fn contacts(&self, member: Slot) -> [Option<Contact>; 2] {
-        self.members.get(member).map_or([None; 2], Member::contacts)
+    /// How many introductions were not sent since the last time that this was asked, as their
+    /// receivers had too many or do not acknowledge any.
+    pub fn take_withheld(&mut self) -> u64 {
+        std::mem::take(&mut self.withheld)
+    }
+
+    /// The number of the last silence of an endpoint: when it stopped acknowledging introductions.
+    /// 0 if it never did, as far as is remembered. It hears of nobody any more until it registers,
+    /// which should take a cookie that is made over this number.
+    pub fn silence(&self, endpoint: SocketAddr) -> u64 {
+        self.listeners.silence(endpoint)
     }
 
     /// What others are told of a member.
@@ -143,8 +175,10 @@ impl Registry {
     /// Enters a member or refreshes it, and returns how many members the room has.
     ///
     /// A new member, one with another endpoint and one with another announcement is introduced to
-    /// everybody in the room. An endpoint is one member's: whoever had it before loses it, and is
-    /// gone if it was the only one. `chance` gives random numbers.
+    /// everybody in the room, about once a second. An endpoint is one member's: whoever had it
+    /// before loses it, and is gone if it was the only one. When there is no room for another room,
+    /// the newest of the household with the most goes, unless that is the entering one's own.
+    /// `chance` gives random numbers.
     pub fn register(
         &mut self,
         now: Instant,
@@ -156,19 +190,13 @@ impl Registry {
             Some(member) => (member, self.refresh(now, member, entry, notices)),
             None => (self.enter(now, entry, notices)?, true),
         };
-        let room = self.members.get(member).and_then(|member| self.rooms.get(member.room));
-        let count = room.map_or(0, |room| room.members.len());
-        if is_news {
-            for index in 0..count {
-                match self.by_id.get(&entry.room).and_then(|room| self.rooms.get(*room)) {
-                    Some(room) if room.members[index] != member => {
-                        self.introduce(now, member, room.members[index], chance, notices);
-                    }
-                    _ => {}
-                }
-            }
+        // What it was not told while it was silent, it is told now.
+        let is_back = self.listeners.is_back(entry.contact.endpoint);
+        if is_news || is_back {
+            self.tell_news(now, member, chance, notices);
         }
-        Ok(count)
+        let room = self.members.get(member).and_then(|member| self.rooms.get(member.room));
+        Ok(room.map_or(0, |room| room.members.len()))
     }
 
     /// An introduction has arrived at `endpoint`. Returns false if none of that number was pending
@@ -178,25 +206,25 @@ impl Registry {
         if self.by_endpoint.get(&endpoint) != Some(&pending.to) {
             return false;
         }
-        self.introductions.forget(pending.to, pending.about);
-        true
+        self.listeners.heard(endpoint);
+        self.introductions.acknowledge(introduction, family(endpoint))
     }
 
-    /// Introduces `caller` and `called` to each other again.
+    /// Introduces `caller` and `called` to each other again, once in [`calls::CALL_EVERY`].
     pub fn call(
         &mut self,
         now: Instant,
         room: RoomId,
-        (caller, called): (MemberId, MemberId),
+        ids: (MemberId, MemberId),
         chance: &mut dyn FnMut() -> u32,
         notices: &mut Vec<Notice>,
     ) -> Called {
-        let Some(caller) = self.find(room, caller) else { return Called::NotAMember };
-        match self.find(room, called) {
+        let Some(caller) = self.find(room, ids.0) else { return Called::NotAMember };
+        match self.find(room, ids.1) {
             Some(called) if called != caller => {
-                if self.introductions.is_pending(caller, called)
-                    && self.introductions.is_pending(called, caller)
-                {
+                let is_pending = self.introductions.is_pending(caller, called)
+                    && self.introductions.is_pending(called, caller);
+                if is_pending || !self.calls.admit(now, room, ids.0, ids.1) {
                     return Called::Pending;
                 }
                 self.introduce(now, caller, called, chance, notices);
@@ -234,18 +262,26 @@ impl Registry {
             .and_then(|member| member.sites().max_by_key(|site| site.refreshed))
             .ok_or(NotRelayed::NotThere)?;
         let len = u32::try_from(len).unwrap_or(u32::MAX);
-        if !room.relay.take_many(len, now) {
+        // What the total refuses takes nothing from the room.
+        let mut of_room = room.relay.clone();
+        if !of_room.take_many(len, now) {
             return Err(NotRelayed::RoomRate);
         }
         if !self.relay.take_many(len, now) {
             return Err(NotRelayed::TotalRate);
         }
+        room.relay = of_room;
         Ok((addressee.contact, sender.id))
     }
 
-    /// Removes who has expired and repeats introductions; to be called at
-    /// [`Registry::next_deadline`]. Returns how many members have expired.
-    pub fn tend(&mut self, now: Instant, notices: &mut Vec<Notice>) -> usize {
+    /// Removes who has expired, tells of news that had to wait, and repeats introductions; to be
+    /// called at [`Registry::next_deadline`]. Returns how many members have expired.
+    pub fn tend(
+        &mut self,
+        now: Instant,
+        chance: &mut dyn FnMut() -> u32,
+        notices: &mut Vec<Notice>,
+    ) -> usize {
         let before = self.members.len();
         while let Some((slot, member)) = self.members.front(0) {
             let is_expired = now.saturating_duration_since(member.refreshed) >= self.limits.expiry;
@@ -255,14 +291,17 @@ impl Registry {
             self.remove(slot, notices);
         }
         let expired = before - self.members.len();
-        while notices.len() < NOTICES_PER_TEND {
+        while let Some((due, slot)) = self.held_back.first().copied() {
+            if due > now || notices.len() >= NOTICES_PER_TEND {
+                break;
+            }
+            self.held_back.remove(&(due, slot));
+            self.tell_news(now, slot, chance, notices);
+        }
+        // Also those that come to nothing take their time.
+        for _ in notices.len()..NOTICES_PER_TEND {
             let Some(due) = self.introductions.next_due(now) else { break };
-            notices.push(Notice::Introduce {
-                introduction: due.number,
-                start_ms: due.start_ms(now),
-                to: due.to,
-                about: due.about,
-            });
+            self.repeat(now, &due, notices);
         }
         expired
     }
@@ -271,7 +310,8 @@ impl Registry {
     pub fn next_deadline(&self) -> Option<Instant> {
         let oldest = self.members.front(0).map(|(_, member)| member.refreshed);
         let expiry = oldest.and_then(|refreshed| refreshed.checked_add(self.limits.expiry));
-        expiry.into_iter().chain(self.introductions.next_deadline()).min()
+        let news = self.held_back.first().map(|(due, _)| *due);
+        expiry.into_iter().chain(news).chain(self.introductions.next_deadline()).min()
     }
 
     fn find(&self, room: RoomId, member: MemberId) -> Option<Slot> {
@@ -329,13 +369,7 @@ impl Registry {
         self.give_up_endpoint(contact.endpoint, notices);
         let room = match self.by_id.get(&entry.room) {
             Some(room) => *room,
-            None if self.rooms.len() >= self.limits.rooms_max => return Err(Refusal::RoomsFull),
-            None => {
-                let relay = relay_bucket(self.limits.relay.room);
-                let room = self.rooms.push(0, Room { id: entry.room, members: Vec::new(), relay });
-                self.by_id.insert(entry.room, room);
-                room
-            }
+            None => self.make_room(entry.room, contact.endpoint, notices)?,
         };
         let members_max = self.limits.members_max.clamp(1, 255);
         let members = self.rooms.get_mut(room).map(|room| &mut room.members);
@@ -352,11 +386,45 @@ impl Registry {
                 rtt_ms,
                 refreshed: now,
                 sealed: sealed.to_vec(),
+                news_from: now,
+                held_back: None,
             },
         );
         members.push(member);
         self.by_endpoint.insert(contact.endpoint, member);
         Ok(member)
+    }
+
+    fn make_room(
+        &mut self,
+        id: RoomId,
+        maker: SocketAddr,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Slot, Refusal> {
+        if self.rooms.len() >= self.limits.rooms_max {
+            let victim = self.households.victim(maker.ip()).ok_or(Refusal::RoomsFull)?;
+            self.close(victim, notices);
+        }
+        let relay = relay_bucket(self.limits.relay.room);
+        let owner = self.households.next(maker.ip());
+        let room = self.rooms.push(0, Room { id, owner, members: Vec::new(), relay });
+        self.households.begin(owner, room);
+        self.by_id.insert(id, room);
+        Ok(room)
+    }
+
+    /// Ends a room; its members are told that they are gone themselves.
+    fn close(&mut self, room: Slot, notices: &mut Vec<Notice>) {
+        let Some(members) = self.rooms.get_mut(room).map(|room| room.members.clone()) else {
+            return;
+        };
+        for slot in members {
+            if let Some(member) = self.members.get(slot) {
+                notices.push(Notice::Gone { to: member.contacts(), member: member.id });
+            }
+            // The others need not hear that it is gone: so are they.
+            self.remove(slot, &mut Vec::new());
+        }
     }
 
     fn take_endpoint(&mut self, endpoint: SocketAddr, by: Slot, notices: &mut Vec<Notice>) {
@@ -379,6 +447,9 @@ impl Registry {
         for site in member.sites() {
             self.by_endpoint.remove(&site.contact.endpoint);
         }
+        if let Some(due) = member.held_back {
+            self.held_back.remove(&(due, slot));
+        }
         let Some(room) = self.rooms.get_mut(member.room) else { return };
         room.members.retain(|other| *other != slot);
         for other in &room.members {
@@ -390,35 +461,8 @@ impl Registry {
         }
         if room.members.is_empty() {
             self.by_id.remove(&room.id);
+            self.households.end(room.owner, member.room);
             self.rooms.remove(member.room);
-        }
-    }
-
-    fn introduce(
-        &mut self,
-        now: Instant,
-        one: Slot,
-        other: Slot,
-        chance: &mut dyn FnMut() -> u32,
-        notices: &mut Vec<Notice>,
-    ) {
-        let rtt = |slot| {
-            let member = self.members.get(slot);
-            Duration::from_millis(member.map_or(0, |member| member.rtt_ms.into()))
-        };
-        let (one_rtt, other_rtt) = (rtt(one), rtt(other));
-        for (to, about, own, others) in
-            [(one, other, one_rtt, other_rtt), (other, one, other_rtt, one_rtt)]
-        {
-            // A datagram takes half a round trip to either.
-            let start = (others.saturating_sub(own) / 2).min(START_MAX);
-            let made = self.introductions.make(now, (to, about), start, chance());
-            notices.push(Notice::Introduce {
-                introduction: made.number,
-                start_ms: made.start_ms(now),
-                to,
-                about,
-            });
         }
     }
 }

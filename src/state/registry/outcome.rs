@@ -7,14 +7,14 @@ use crate::wire::rendezvous::MemberId;
 /// What is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// To one member of another. The slots are those of the registry until it is changed.
+    /// To one member of another. The slot is that of the registry until it is changed.
     Introduce {
         /// The introduction's number.
         introduction: u64,
         /// Milliseconds until the first probe shall be sent.
         start_ms: u16,
-        /// Who is told.
-        to: Slot,
+        /// Who is told, over one family or both.
+        to: [Option<Contact>; 2],
         /// Of whom.
         about: Slot,
     },

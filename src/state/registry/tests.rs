@@ -7,6 +7,7 @@ const LIMITS: Limits = Limits {
     rooms_max: 1000,
     members_max: 16,
     introductions_max: 65_536,
+    listeners_max: 65_536,
     expiry: Duration::from_secs(60),
     relay: RelayRates { room: 1000, total: 1_000_000 },
 };
@@ -87,7 +88,7 @@ impl World {
 
     fn tend(&mut self) -> usize {
         self.notices.clear();
-        self.registry.tend(self.now, &mut self.notices)
+        self.registry.tend(self.now, &mut || 8, &mut self.notices)
     }
 
     /// Who is told of whom, when to start, and the introduction's number.
@@ -97,7 +98,7 @@ impl World {
             if let Notice::Introduce { introduction, start_ms, to, about } = *notice {
                 let (member, _, sealed) = self.registry.announcement(about).unwrap();
                 assert!(sealed.starts_with(b"sealed"));
-                for contact in self.registry.contacts(to).into_iter().flatten() {
+                for contact in to.into_iter().flatten() {
                     found.push((contact, member, start_ms, introduction));
                 }
             }
@@ -107,6 +108,13 @@ impl World {
 
     fn told(&self) -> Vec<(Contact, MemberId)> {
         self.introductions().into_iter().map(|(to, about, ..)| (to, about)).collect()
+    }
+
+    /// Everybody acknowledges what is in the notices.
+    fn acknowledge_all(&mut self) {
+        for (to, _, _, number) in self.introductions() {
+            self.registry.acknowledge(to.endpoint, number);
+        }
     }
 
     fn gone(&self) -> Vec<(Contact, MemberId)> {
@@ -164,6 +172,7 @@ fn a_refresh_is_no_news_and_takes_no_memory() {
     let mut world = World::new(LIMITS);
     for number in 1..=10 {
         world.register(1, number, v4(number)).unwrap();
+        world.acknowledge_all();
     }
     let before = world.registry.members.get(0).unwrap().sealed.as_ptr();
     for _ in 0..100 {
@@ -257,7 +266,7 @@ fn a_member_has_an_endpoint_of_each_family() {
         world.register(1, 2, v4(2)).unwrap();
         assert_eq!(world.tend(), 0);
     }
-    assert_eq!(world.registry.contacts(slot), [None, Some(v6(1))]);
+    assert_eq!(world.registry.members.get(slot).unwrap().contacts(), [None, Some(v6(1))]);
     world.check();
 }
 
@@ -266,6 +275,7 @@ fn another_endpoint_and_another_announcement_are_news() {
     let mut world = World::new(LIMITS);
     world.register(1, 1, v4(1)).unwrap();
     world.register(1, 2, v4(2)).unwrap();
+    world.pass(NEWS_EVERY);
     world.register(1, 2, v4(22)).unwrap();
     assert_eq!(world.told(), [(v4(22), member(1)), (v4(1), member(2))]);
     // The introductions of before are void.
@@ -357,6 +367,13 @@ fn a_call_introduces_again_but_not_twice_at_once() {
     }
     assert_eq!(world.call(1, 2), Called::Introduced);
     assert_eq!(world.told(), [(v4(1), member(2)), (v4(2), member(1))]);
+    // Once in two seconds, whichever of them calls and whether or not it was acknowledged.
+    world.acknowledge_all();
+    assert_eq!(world.call(2, 1), Called::Pending);
+    assert_eq!(world.notices, []);
+    world.pass(calls::CALL_EVERY);
+    assert_eq!(world.call(2, 1), Called::Introduced);
+    assert_eq!(world.told().len(), 2);
     assert_eq!(world.call(1, 3), Called::NotThere);
     assert_eq!(world.call(1, 1), Called::NotThere);
     assert_eq!(world.call(3, 1), Called::NotAMember);
@@ -426,6 +443,174 @@ fn all_rooms_together_have_a_relay_rate() {
     assert!(registry.relay(*now, v4(2).endpoint, member(3), 65_536).is_ok());
     let refused = registry.relay(*now, v4(4).endpoint, member(5), 1);
     assert_eq!(refused, Err(NotRelayed::TotalRate));
+    // What the total refuses costs a room nothing: it has its whole burst later.
+    for _ in 0..100 {
+        let refused = registry.relay(*now, v4(4).endpoint, member(5), 60_000);
+        assert_eq!(refused, Err(NotRelayed::TotalRate));
+    }
+    registry.relay = relay_bucket(1000);
+    assert!(registry.relay(*now, v4(4).endpoint, member(5), 65_536).is_ok());
+}
+
+/// What of `world.notices` goes to `at`.
+fn heard_at(world: &World, at: Contact) -> usize {
+    world.told().iter().filter(|(to, _)| *to == at).count()
+}
+
+/// Whoever had an address for a moment has a cookie of it for a minute, and forges its source.
+#[test]
+fn an_endpoint_that_does_not_answer_is_left_alone_however_news_are_made() {
+    let victim = v4(100);
+    let step = Duration::from_millis(10);
+    for way in 0..4 {
+        let mut world = World::new(LIMITS);
+        for number in 1..=15 {
+            world.register(1, number, v4(number)).unwrap();
+            world.acknowledge_all();
+        }
+        let mut heard = 0;
+        for round in 0..6000_u32 {
+            let number = if way == 1 { 100 + round } else { 100 };
+            let sealed: &[u8] = if round % 2 == 0 { b"sealed" } else { b"sealed anew" };
+            // The server takes no cookie of before the silence.
+            if world.registry.silence(victim.endpoint) == 0 {
+                let entry = Entry {
+                    room: room(1),
+                    member: member(number),
+                    contact: victim,
+                    rtt_ms: 20,
+                    sealed,
+                };
+                world.register_as(&entry).unwrap();
+                heard += heard_at(&world, victim);
+                if way == 2 {
+                    world.registry.leave(room(1), member(number), &mut Vec::new());
+                }
+            }
+            if way == 3 {
+                // Those who do answer make the news.
+                world.register(1, 1 + round % 15, v4(1000 + round)).unwrap();
+                heard += heard_at(&world, victim);
+                world.call(1 + round % 15, 100);
+                heard += heard_at(&world, victim);
+            }
+            world.pass(step);
+            world.tend();
+            heard += heard_at(&world, victim);
+        }
+        // The burst, and what two rounds earn.
+        assert!((15..=44).contains(&heard), "{heard} in way {way}");
+        assert_ne!(world.registry.silence(victim.endpoint), 0);
+        assert!(world.registry.take_withheld() > 0);
+        // The next registration is there only with a new cookie: it hears of all again.
+        world.pass(Duration::from_secs(10));
+        world.tend();
+        world.register(1, 100, victim).unwrap();
+        let mut heard = heard_at(&world, victim);
+        world.pass(NEWS_EVERY);
+        world.tend();
+        heard += heard_at(&world, victim);
+        assert!(heard >= world.registry.members() - 1, "{heard} in way {way}");
+        world.check();
+    }
+}
+
+#[test]
+fn who_acknowledges_is_told_of_a_room_in_four_seconds_and_no_more() {
+    let mut world = World::new(LIMITS);
+    for number in 1..=16 {
+        world.register(1, number, v4(number)).unwrap();
+        world.acknowledge_all();
+    }
+    world.pass(Duration::from_secs(20));
+    let mut heard = 0;
+    for round in 0..1000_u32 {
+        // Everybody else moves, all the time.
+        world.register(1, 2 + round % 15, v4(1000 + round)).unwrap();
+        heard += heard_at(&world, v4(1));
+        world.acknowledge_all();
+        world.pass(Duration::from_millis(20));
+        world.tend();
+        heard += heard_at(&world, v4(1));
+        world.acknowledge_all();
+    }
+    assert!((60..=2 * 16 + 20 * 4).contains(&heard), "{heard}");
+}
+
+#[test]
+fn news_are_told_once_a_second_and_then_the_latest() {
+    let mut world = World::new(LIMITS);
+    world.register(1, 1, v4(1)).unwrap();
+    world.register(1, 2, v4(2)).unwrap();
+    world.acknowledge_all();
+    let begin = world.now;
+    let mut told = 0;
+    for round in 0..10 {
+        world.register(1, 2, v4(20 + round)).unwrap();
+        told += heard_at(&world, v4(1));
+        world.acknowledge_all();
+    }
+    // A second one at once: of the other family, most often.
+    assert_eq!(told, 1);
+    assert_eq!(world.registry.next_deadline(), Some(begin + NEWS_EVERY));
+    world.pass(NEWS_EVERY);
+    world.tend();
+    assert_eq!(world.told(), [(v4(29), member(1)), (v4(1), member(2))]);
+    let slot = world.registry.by_endpoint[&v4(29).endpoint];
+    assert_eq!(world.registry.announcement(slot).unwrap().1.first, v4(29).endpoint);
+    world.acknowledge_all();
+    assert_eq!(world.registry.next_deadline(), Some(begin + LIMITS.expiry));
+    // Who leaves has no news any more.
+    for round in 0..3 {
+        world.register(1, 2, v4(40 + round)).unwrap();
+    }
+    assert_eq!(world.registry.held_back.len(), 1);
+    world.registry.leave(room(1), member(2), &mut Vec::new());
+    assert!(world.registry.held_back.is_empty());
+    world.check();
+}
+
+#[test]
+fn each_family_acknowledges_for_itself() {
+    let mut world = World::new(LIMITS);
+    world.register(1, 1, v4(1)).unwrap();
+    world.register(1, 1, v6(1)).unwrap();
+    world.register(1, 2, v4(2)).unwrap();
+    let made = world.introductions();
+    let number = made.iter().find(|made| made.0 == v4(1)).unwrap().3;
+    world.registry.acknowledge(v4(2).endpoint, made.iter().find(|it| it.0 == v4(2)).unwrap().3);
+    assert!(world.registry.acknowledge(v4(1).endpoint, number));
+    assert!(!world.registry.acknowledge(v4(1).endpoint, number));
+    world.pass(REPEATS[0]);
+    world.tend();
+    assert_eq!(world.told(), [(v6(1), member(2))]);
+    assert!(world.registry.acknowledge(v6(1).endpoint, number));
+    assert_eq!(world.registry.introductions(), 0);
+}
+
+#[test]
+fn one_household_cannot_hold_every_room() {
+    let mut world = World::new(Limits { rooms_max: 100, ..LIMITS });
+    let of_flood = |number: u32| v4(number % 200);
+    for number in 0..100 {
+        world.register(number, number, of_flood(number)).unwrap();
+    }
+    assert_eq!(world.register(100, 100, of_flood(100)), Err(Refusal::RoomsFull));
+    // Two members who share a room elsewhere, and know each other's address only.
+    let other = |number: u32| v4(0x100 * number);
+    assert_eq!(world.register(1000, 1001, other(1)), Ok(1));
+    assert_eq!(world.gone(), [(of_flood(99), member(99))], "the newest room, and it is told so");
+    world.check();
+    assert_eq!(world.register(1000, 1002, other(2)), Ok(2));
+    assert_eq!(world.register(99, 99, of_flood(99)), Err(Refusal::RoomsFull), "back again");
+    // Shares become even, and then nobody takes anything from anybody.
+    let mut made = 1;
+    while world.register(2000 + made, 2000 + made, v4(0x100 + made)).is_ok() {
+        made += 1;
+    }
+    assert_eq!((made, world.registry.rooms()), (50, 100));
+    assert_eq!(world.register(0, 0, of_flood(0)), Ok(1), "the oldest stay");
+    world.check();
 }
 
 #[test]
@@ -467,7 +652,9 @@ fn memory_follows_what_is_there_and_not_what_was() {
         // Every one from an endpoint and for a room of its own.
         world.register(number, number, v4(number)).unwrap();
         if number % 100 == 99 {
-            assert_eq!(world.register(u32::MAX, 1, v4(1 << 20)), Err(Refusal::RoomsFull));
+            // It takes the place of another one, or is refused.
+            let _ = world.register(u32::MAX, 1, v4(1 << 20));
+            assert_eq!(world.registry.rooms(), 100);
             world.pass(LIMITS.expiry);
             while world.registry.next_deadline().is_some() {
                 world.tend();

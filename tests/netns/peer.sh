@@ -177,7 +177,7 @@ logs() { # NAME...
 detected() { # HOST KIND
 	local mapping filtering endpoint
 	case $2 in
-	none) mapping='' filtering='' ;;
+	none) mapping='no NAT' filtering=endpoint-independent ;;
 	full) mapping=endpoint-independent filtering=endpoint-independent ;;
 	addr) mapping=endpoint-independent filtering=address-dependent ;;
 	port | port-open) mapping=endpoint-independent filtering='address and port-dependent' ;;
@@ -189,12 +189,8 @@ detected() { # HOST KIND
 		logs detect || return
 	# "address- and port-dependent" is as good a spelling.
 	sed -i 's/address- and/address and/' "$work/detected"
-	if [ "$2" = none ]; then
-		grep -q '^no NAT' "$work/detected" && grep -q "^public endpoint: *$endpoint:" "$work/detected" && return
-	else
-		grep -q "^mapping: *$mapping" "$work/detected" && grep -q "^filtering: *$filtering" "$work/detected" &&
-			grep -q "^public endpoint: *$endpoint:" "$work/detected" && return
-	fi
+	grep -q "^mapping: *$mapping" "$work/detected" && grep -q "^filtering: *$filtering" "$work/detected" &&
+		grep -q "^public endpoint: *$endpoint:" "$work/detected" && return
 	sed 's/^/    /' "$work/detected"
 	return 1
 }

@@ -111,10 +111,14 @@ impl Listeners {
     }
 
     /// `endpoint` has shown a cookie that was made over its [`Listeners::silence`]. Returns whether
-    /// it was taken for deaf.
+    /// it was taken for deaf; what was sent in vain does not count then.
     pub(super) fn is_back(&mut self, endpoint: SocketAddr) -> bool {
         let was_deaf = self.get_mut(endpoint).is_some_and(|listener| listener.is_deaf);
         if was_deaf {
+            let allowance = self.allowance();
+            if let Some(listener) = self.get_mut(endpoint) {
+                listener.allowance = allowance;
+            }
             self.heard(endpoint);
         }
         was_deaf
@@ -124,6 +128,11 @@ impl Listeners {
     pub(super) fn silence(&self, endpoint: SocketAddr) -> u64 {
         let listener = self.slots.get(&endpoint).and_then(|slot| self.listeners.get(*slot));
         listener.map_or(0, |listener| listener.silence)
+    }
+
+    /// A newcomer hears of everybody, and once more of everybody who has news.
+    fn allowance(&self) -> TokenBucket {
+        TokenBucket::new(self.members_max, 2 * self.members_max * ROOM_SECONDS)
     }
 
     fn get_mut(&mut self, endpoint: SocketAddr) -> Option<&mut Listener> {
@@ -139,13 +148,12 @@ impl Listeners {
             self.slots.remove(&listener.endpoint);
             self.listeners.remove(oldest);
         }
-        // A newcomer hears of everybody, and once more of everybody who has news.
-        let burst = 2 * self.members_max * ROOM_SECONDS;
+        let allowance = self.allowance();
         let slot = self.listeners.push(
             0,
             Listener {
                 endpoint,
-                allowance: TokenBucket::new(self.members_max, burst),
+                allowance,
                 told: now,
                 unheard: 0,
                 round: now,

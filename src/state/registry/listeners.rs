@@ -43,7 +43,7 @@ pub(super) struct Listeners {
     endpoints_max: usize,
     slots: HashMap<SocketAddr, Slot>,
     /// The least recently told first.
-    listeners: Slots<Listener, 1>,
+    order: Slots<Listener, 1>,
     silences: u64,
 }
 
@@ -67,7 +67,7 @@ impl Listeners {
             members_max: u32::try_from(members_max.clamp(1, 255)).unwrap_or(255),
             endpoints_max: endpoints_max.max(1),
             slots: HashMap::new(),
-            listeners: Slots::default(),
+            order: Slots::default(),
             silences: 0,
         }
     }
@@ -78,8 +78,8 @@ impl Listeners {
             Some(slot) => *slot,
             None => self.insert(now, endpoint),
         };
-        self.listeners.move_to_back(slot, 0);
-        let Some(listener) = self.listeners.get_mut(slot) else { return Hearing::Later };
+        self.order.move_to_back(slot, 0);
+        let Some(listener) = self.order.get_mut(slot) else { return Hearing::Later };
         listener.told = now;
         if listener.is_deaf {
             return Hearing::Deaf;
@@ -111,10 +111,14 @@ impl Listeners {
     }
 
     /// `endpoint` has shown a cookie that was made over its [`Listeners::silence`]. Returns whether
-    /// it was taken for deaf.
+    /// it was taken for deaf; what was sent in vain does not count then.
     pub(super) fn is_back(&mut self, endpoint: SocketAddr) -> bool {
         let was_deaf = self.get_mut(endpoint).is_some_and(|listener| listener.is_deaf);
         if was_deaf {
+            let allowance = self.allowance();
+            if let Some(listener) = self.get_mut(endpoint) {
+                listener.allowance = allowance;
+            }
             self.heard(endpoint);
         }
         was_deaf
@@ -122,30 +126,34 @@ impl Listeners {
 
     /// The number of the last silence of `endpoint`, 0 without one. No two silences have the same.
     pub(super) fn silence(&self, endpoint: SocketAddr) -> u64 {
-        let listener = self.slots.get(&endpoint).and_then(|slot| self.listeners.get(*slot));
+        let listener = self.slots.get(&endpoint).and_then(|slot| self.order.get(*slot));
         listener.map_or(0, |listener| listener.silence)
     }
 
+    /// A newcomer hears of everybody, and once more of everybody who has news.
+    fn allowance(&self) -> TokenBucket {
+        TokenBucket::new(self.members_max, 2 * self.members_max * ROOM_SECONDS)
+    }
+
     fn get_mut(&mut self, endpoint: SocketAddr) -> Option<&mut Listener> {
-        self.slots.get(&endpoint).and_then(|slot| self.listeners.get_mut(*slot))
+        self.slots.get(&endpoint).and_then(|slot| self.order.get_mut(*slot))
     }
 
     fn insert(&mut self, now: Instant, endpoint: SocketAddr) -> Slot {
-        while let Some((oldest, listener)) = self.listeners.front(0) {
+        while let Some((oldest, listener)) = self.order.front(0) {
             let is_over = now.saturating_duration_since(listener.told) > KEPT;
-            if !is_over && self.listeners.len() < self.endpoints_max {
+            if !is_over && self.order.len() < self.endpoints_max {
                 break;
             }
             self.slots.remove(&listener.endpoint);
-            self.listeners.remove(oldest);
+            self.order.remove(oldest);
         }
-        // A newcomer hears of everybody, and once more of everybody who has news.
-        let burst = 2 * self.members_max * ROOM_SECONDS;
-        let slot = self.listeners.push(
+        let allowance = self.allowance();
+        let slot = self.order.push(
             0,
             Listener {
                 endpoint,
-                allowance: TokenBucket::new(self.members_max, burst),
+                allowance,
                 told: now,
                 unheard: 0,
                 round: now,
@@ -217,9 +225,9 @@ mod tests {
         for port in 1..=4 {
             listeners.tell(now, endpoint(port));
         }
-        assert_eq!((listeners.slots.len(), listeners.listeners.len()), (3, 3));
+        assert_eq!((listeners.slots.len(), listeners.order.len()), (3, 3));
         listeners.tell(now + KEPT, endpoint(2));
         listeners.tell(now + KEPT + Duration::from_secs(1), endpoint(5));
-        assert_eq!((listeners.slots.len(), listeners.listeners.len()), (2, 2));
+        assert_eq!((listeners.slots.len(), listeners.order.len()), (2, 2));
     }
 }

@@ -95,9 +95,12 @@ all_hang_up() {
 	done
 	return "$code"
 }
-# The last line of each is at the other: who leaves before that leaves a line undelivered.
+# All lines of each are at the other: who leaves before that leaves some undelivered.
 settled() { # A B
-	grep -qxF "$(tail -n 1 "$work/$1.in")" "$work/$2.out" && grep -qxF "$(tail -n 1 "$work/$2.in")" "$work/$1.out"
+	heard_all "$1" "$2" && heard_all "$2" "$1"
+}
+heard_all() { # FROM TO
+	! grep -qvxFf "$work/$2.out" "$work/$1.in"
 }
 # Members that forward serve on when their input has ended: they are asked to stop.
 all_stop() {
@@ -441,7 +444,8 @@ rebinding() {
 		forget 2
 		check "$first and $second: both forgot, lines go both ways within 4 s" both_recover b a 4 || logs a b
 		check "$first and $second: still direct" is_direct a b
-		until_true 5 settled a b
+		# A line is repeated after 1, 2 and 4 s.
+		until_true 8 settled a b
 		check "$first and $second: both end well" all_hang_up a b
 	done
 	unserve

@@ -59,7 +59,7 @@ const RULES: &[Rule] = &[
             "mio",
             "native_tls",
             "nix",
-            "rustyline",
+            "unicode_width",
         ],
         std_refused: &[],
     },

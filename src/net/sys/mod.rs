@@ -8,3 +8,4 @@ pub mod heap;
 pub mod listen_fds;
 pub mod mmsg;
 pub mod sockopt;
+pub mod window;

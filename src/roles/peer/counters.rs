@@ -17,11 +17,13 @@ pub(super) enum DropReason {
     SendBufferFull,
     SendFailed,
     ReceiveBufferFull,
+    /// Nobody reads standard output, or too slowly.
+    OutputFull,
 }
 
 impl DropReason {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 11] = [
+    const LABELS: [&'static str; 12] = [
         "malformed",
         "unknown-sender",
         "not-authentic",
@@ -33,6 +35,7 @@ impl DropReason {
         "send-buffer-full",
         "send-failed",
         "receive-buffer-full",
+        "output-full",
     ];
 }
 

@@ -19,6 +19,7 @@ use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::wire::peer::LINE_LEN_MAX;
 use mio::Token;
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ const PING: &[u8] = b"PING";
 /// As the demo's clients do.
 const PUNCHES: u32 = 10;
 const PUNCH_INTERVAL: Duration = Duration::from_millis(500);
+/// Lines that are kept for whoever comes.
+const HELD_MAX: usize = 64;
 /// The demo's server pairs at once or never; ours forgets who waits after 60 s.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -50,7 +53,12 @@ struct Legacy {
     give_up: Option<Instant>,
     keepalive: Duration,
     terminal: Terminal,
-    /// Nothing more will be typed, and all of it is sent.
+    /// Lines that wait until somebody is there: many of a person's, one of a pipe's, which waits
+    /// with it.
+    held: VecDeque<String>,
+    /// Nothing more will be typed.
+    input_ended: bool,
+    /// The user has left, or all is done.
     ended: bool,
     counters: Counters,
 }
@@ -88,6 +96,8 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<u8, Error> {
         give_up: waits.then(|| now + config.connect_timeout),
         keepalive: config.keepalive,
         terminal,
+        held: VecDeque::new(),
+        input_ended: false,
         ended: false,
         counters,
     };
@@ -113,11 +123,7 @@ impl Legacy {
                 Happening::Reload => {}
                 Happening::Ready(WAKE, _) => self.obey(),
                 Happening::Ready(token, _) => {
-                    if let Err(error) = self.receive(token, &mut queue, &mut frame.events) {
-                        // Whoever read our output has gone: as for any program in a pipe.
-                        log::info!("nobody reads standard output: {error}");
-                        return Ok(0);
-                    }
+                    self.receive(token, &mut queue, &mut frame.events);
                 }
                 Happening::RoundOver(now) => {
                     if self.give_up.is_some_and(|give_up| give_up <= now) {
@@ -163,63 +169,74 @@ impl Legacy {
         self.network.send(self.socket, to, bytes, &self.counters);
     }
 
-    /// Does what was typed. Until somebody is there it waits, and so does the pipe.
+    /// Does what was typed. Lines wait until somebody is there; who wants to leave may.
     fn obey(&mut self) {
-        while let Some(peer) = self.peer.filter(|_| self.is_talking()) {
-            let Some(typed) = self.terminal.typed.drain().next() else {
+        if self.terminal.is_output_gone() {
+            self.ended = true;
+            return;
+        }
+        let held_max = if self.terminal.is_interactive() { HELD_MAX } else { 1 };
+        loop {
+            self.send_held();
+            if !self.terminal.is_interactive() && self.held.len() >= held_max {
                 return;
-            };
+            }
+            let Some(typed) = self.terminal.typed.drain().next() else { break };
             match typed {
-                Typed::End => self.ended = true,
+                Typed::End => self.input_ended = true,
                 Typed::Line(line) if line.trim() == "/quit" && self.terminal.is_interactive() => {
-                    self.ended = true;
+                    self.input_ended = true;
                 }
-                Typed::Line(line) => {
-                    for part in split_line(&line) {
-                        self.counters.lines_sent.increment();
-                        self.send(peer, part.as_bytes());
-                    }
+                Typed::Line(_) if self.held.len() >= held_max => {
+                    self.terminal.notice("not sent: nobody is here");
                 }
+                Typed::Line(line) => self.held.push_back(line),
                 Typed::NotText => self.terminal.notice("not sent: the line is not UTF-8"),
+            }
+        }
+        // A pipe that ends early has been read for whoever comes.
+        self.ended |= self.input_ended && (self.is_talking() || self.terminal.is_interactive());
+    }
+
+    fn send_held(&mut self) {
+        let Some(peer) = self.peer.filter(|_| self.is_talking()) else { return };
+        while let Some(line) = self.held.pop_front() {
+            for part in split_line(&line) {
+                self.counters.lines_sent.increment();
+                self.send(peer, part.as_bytes());
             }
         }
     }
 
-    fn receive(
-        &mut self,
-        token: Token,
-        queue: &mut ReceiveQueue,
-        events: &mut EventLoop,
-    ) -> io::Result<()> {
+    fn receive(&mut self, token: Token, queue: &mut ReceiveQueue, events: &mut EventLoop) {
         let Some(socket) = self.network.number(token).and_then(|it| self.network.socket(it)) else {
-            return Ok(());
+            return;
         };
         match socket.receive(queue) {
             Ok(received) if received == RECEIVE_BATCH => events.again(token, Readiness::READABLE),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(_) => {
                 self.counters.icmp_errors.increment();
                 events.again(token, Readiness::READABLE);
-                return Ok(());
+                return;
             }
         }
         let now = clock::now();
         for message in queue.messages() {
             let Some(source) = message.source else { continue };
             for datagram in message.datagrams() {
-                self.take(source, datagram, now)?;
+                self.take(source, datagram, now);
             }
         }
-        Ok(())
     }
 
-    fn take(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) -> io::Result<()> {
+    fn take(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) {
         if source == self.server {
             let endpoint = std::str::from_utf8(datagram).ok().and_then(|text| text.parse().ok());
             let Some(endpoint) = endpoint else {
                 self.counters.drop(DropReason::Malformed, 1);
-                return Ok(());
+                return;
             };
             if self.peer.is_none() {
                 let name = &self.server_name;
@@ -228,12 +245,12 @@ impl Legacy {
                 self.stage = Stage::Punching { left: PUNCHES };
                 self.next = now;
             }
-            return Ok(());
+            return;
         }
         // From the announced address; a NAT may give it another port.
         if self.peer.is_none_or(|peer| peer.ip() != source.ip()) {
             self.counters.drop(DropReason::UnknownSender, 1);
-            return Ok(());
+            return;
         }
         if !self.is_talking() {
             self.terminal.notice(&format!("connected to {source}"));
@@ -247,14 +264,18 @@ impl Legacy {
             self.peer = Some(source);
         }
         if datagram == PING {
-            return Ok(());
+            return;
         }
         if datagram.len() > LINE_LEN_MAX {
             self.counters.drop(DropReason::TooLong, 1);
-            return Ok(());
+            return;
+        }
+        if !self.terminal.has_room() {
+            self.counters.drop(DropReason::OutputFull, 1);
+            return;
         }
         self.counters.lines_received.increment();
         let text = for_terminal(&String::from_utf8_lossy(datagram));
-        self.terminal.show_line("peer", &text)
+        self.terminal.show_line("peer", &text);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   terminal --> "peer:tty0" --queue--> main "peer" (member)          "peer:lookup0": names
-//!   or pipe  <--------------------------  |   |   |
+//!   or pipe  <-- "peer:out0" <--queue---  |   |   |
 //!                                         |   |   +-- local UDP: a forwarded port, or
 //!                                         |   |       a socket for each served flow
 //!                                         |   +-- rendezvous servers (meeting)

@@ -355,17 +355,16 @@ impl Run {
     }
 
     fn take_line(&mut self, slot: usize, message: &Message<'_>) {
+        // Without an acknowledgement its sender sends it again, or says that it was not delivered.
+        if !self.terminal.has_room() {
+            return self.counters.drop(DropReason::OutputFull, 1);
+        }
         let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut) else { return };
         match member.chat.hear(message.number, message.body) {
             Heard::New(text) => {
                 let shown = for_terminal(text);
                 self.counters.lines_received.increment();
-                if let Err(error) = self.terminal.show_line(&member.name, &shown) {
-                    // Whoever read our output has gone: the end, as for any program in a pipe.
-                    log::info!("nobody reads standard output: {error}");
-                    self.exit = Some(0);
-                    return;
-                }
+                self.terminal.show_line(&member.name, &shown);
             }
             Heard::Duplicate => {}
             Heard::TooOld | Heard::Malformed => {

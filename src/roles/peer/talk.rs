@@ -3,13 +3,15 @@
 use super::chat::{Due, split_line};
 use super::member::{Member, Via};
 use super::run::Run;
-use super::terminal::Typed;
-use crate::wire::peer::{Kind, Message};
+use super::terminal::{self, Typed};
+use crate::wire::peer::{Kind, LINE_LEN_MAX, Message};
 use std::fmt::Write as _;
 use std::time::Instant;
 
 /// As many lines of chat are made of the longest line of a pipe.
-const PARTS_MAX: u32 = 8;
+const PARTS_MAX: u32 = 9;
+// A part ends before a character that does not fit any more, of at most four bytes.
+const _: () = assert!(PARTS_MAX as usize >= terminal::LINE_LEN_MAX.div_ceil(LINE_LEN_MAX - 3));
 /// Characters of a line that a notice about it repeats.
 const QUOTED_CHARS: usize = 40;
 
@@ -17,6 +19,10 @@ impl Run {
     /// Does what was typed. In a pipe, a line waits until somebody is there and has room for it, and
     /// the pipe with it.
     pub(super) fn read_terminal(&mut self, now: Instant) {
+        if self.terminal.is_output_gone() {
+            self.exit = Some(0);
+            return;
+        }
         loop {
             let typed = self.held_line.take().map(Typed::Line);
             let typed = typed.or_else(|| self.terminal.typed.drain().next());

@@ -403,6 +403,14 @@ mod tests {
     }
 
     #[test]
+    fn a_window_tells_its_columns() {
+        let size = nix::pty::Winsize { ws_row: 24, ws_col: 97, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = nix::pty::openpty(Some(&size), None).unwrap();
+        assert_eq!(window::columns(&pair.slave), Some(97));
+        assert_eq!(window::columns(nix::pty::openpty(None, None).unwrap().slave), None);
+    }
+
+    #[test]
     fn the_queue_is_bounded_in_bytes_too() {
         let (outlet, _drain) = queue(Stream::Out).unwrap();
         let mut taken = 0;

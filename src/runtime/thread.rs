@@ -1,5 +1,6 @@
-//! Threads: named, joined, and their panics reported.
+//! Threads: named, joined, their panics reported, and signals left to the main thread.
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,6 +32,9 @@ impl<T> Thread<T> {
 
 /// Starts a thread named `name` and `number`, cut to 15 bytes. `stack_len` is in bytes; only pages
 /// that are touched cost memory. A panic in `body` is logged, and told by [`Thread::join`].
+///
+/// Signals are blocked in it, so that the main thread handles one after the other: on two threads at
+/// once, a second SIGTERM would not see that it is the second.
 #[allow(clippy::disallowed_methods)] // This is the place.
 pub fn spawn<T: Send + 'static>(
     name: &str,
@@ -40,14 +44,17 @@ pub fn spawn<T: Send + 'static>(
 ) -> io::Result<Thread<T>> {
     let mut full_name = format!("{name}{number}");
     full_name.truncate(NAME_LEN_MAX);
-    let handle = Builder::new().name(full_name.clone()).stack_size(stack_len).spawn(move || {
+    // Blocked before the thread exists: it inherits the mask.
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let spawned = Builder::new().name(full_name.clone()).stack_size(stack_len).spawn(move || {
         catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
             let reason = panicked(payload.as_ref());
             log::error!("thread {full_name} panicked: {}", reason.message);
             reason
         })
-    })?;
-    Ok(Thread { handle })
+    });
+    mask.thread_set_mask()?;
+    spawned.map(|handle| Thread { handle })
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Panicked {
@@ -62,6 +69,7 @@ fn panicked(payload: &(dyn Any + Send)) -> Panicked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::Signal;
 
     #[test]
     fn a_thread_has_a_name_and_a_result() {
@@ -70,6 +78,15 @@ mod tests {
         })
         .unwrap();
         assert_eq!(thread.join().unwrap().as_deref(), Some("udpgw:client123"));
+    }
+
+    #[test]
+    fn signals_are_left_to_the_thread_that_had_them() {
+        let before = SigSet::thread_get_mask().unwrap();
+        let mask = spawn("test", 0, 65_536, || SigSet::thread_get_mask().unwrap()).unwrap();
+        let mask = mask.join().unwrap();
+        assert!(mask.contains(Signal::SIGTERM) && mask.contains(Signal::SIGINT));
+        assert_eq!(SigSet::thread_get_mask().unwrap(), before);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::member::Peer;
 use crate::server::Server;
+use crate::support::kernel::signal_twice;
 use crate::support::{Echo, receive_from, remote};
-use nix::sys::signal::Signal;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -194,9 +194,6 @@ fn a_second_signal_ends_it_at_once() {
     let (_service, address) = remote();
     let mut tunnel = Tunnel::start(address, &[]);
     let service = &mut tunnel.forwarding.service;
-    // Stopped, it meets both at once; two of the same would be one.
-    for signal in [Signal::SIGSTOP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGCONT] {
-        service.signal(signal);
-    }
+    signal_twice(service.pid());
     assert_eq!(service.wait().code(), Some(1));
 }

@@ -1,6 +1,7 @@
 //! Peers that go away, stand still, do not read, or come back.
 
 use crate::pair::{Endpoint, Pki, Protection, Raw, Side, new_session, payload, words};
+use crate::support::kernel::{go_on, pause};
 use crate::support::{Echo, PATIENCE, await_some, free_port, receive_from, remote};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -167,16 +168,16 @@ fn stand_still(stands: impl Fn(&Side, &Side) -> i32) {
     let endpoint = Endpoint::to(client.address);
     endpoint.echo(b"before");
     let stop = AtomicBool::new(false);
-    let pid = nix::unistd::Pid::from_raw(stands(&server, &client));
+    let pid = stands(&server, &client);
     std::thread::scope(|scope| {
         let pumps: Vec<_> = (0..2).map(|_| scope.spawn(|| pump(client.address, &stop))).collect();
         client.await_at_least("datagrams_total{direction=\"to-udp\"}", 1000);
         let before = [&server, &client].map(|side| side.service.status("VmRSS"));
-        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+        pause(pid);
         // The load goes on; nothing tells when 5 s of it are over but the clock.
         poll(&mut [], PollTimeout::from(5000u16)).unwrap();
         let during = [&server, &client].map(|side| side.service.status("VmRSS"));
-        nix::sys::signal::kill(pid, Signal::SIGCONT).unwrap();
+        go_on(pid);
         for (before, during) in before.into_iter().zip(during) {
             assert!(during <= before + GROWTH_MAX, "{before} KiB became {during} KiB");
         }

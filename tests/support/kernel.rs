@@ -1,6 +1,8 @@
 //! What tests ask of the kernel: namespaces and limits of their own, and what it knows of sockets.
 
 use super::{Scratch, await_some};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
@@ -31,6 +33,31 @@ pub fn in_own_namespaces(test: &str) -> bool {
         String::from_utf8_lossy(&output.stderr)
     );
     false
+}
+
+/// Stops a process, and waits until it stands: kill(2) returns before that.
+pub fn pause(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    // proc(5): the state is the first field behind the name, which is in parentheses.
+    let stands = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T').then_some(())
+    };
+    await_some(stands).expect("the process does not stop");
+}
+
+/// Lets a stopped process go on.
+pub fn go_on(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+}
+
+/// SIGINT and SIGTERM, which the process meets both at once: two of the same would be one.
+pub fn signal_twice(pid: i32) {
+    pause(pid);
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+    go_on(pid);
 }
 
 /// An empty directory in place of /etc, for the mount namespace of this test alone.

@@ -1,5 +1,6 @@
 //! How it is run: as a daemon, under a service manager, as another user; its logs and signals.
 
+use crate::support::kernel::signal_twice;
 use crate::support::programs::{
     Process, await_listener, is_root, only_line, program, socket_activated,
 };
@@ -384,11 +385,7 @@ fn the_service_manager_hears_of_everything() {
 fn a_second_stop_ends_it_at_once() {
     let manager = Manager::new();
     let mut process = manager.start(udpgw(free_address(), &["--log-level=info"]));
-    // Stopped, it meets both at once; two of the same would be one.
-    process.signal(Signal::SIGSTOP);
-    process.signal(Signal::SIGINT);
-    process.signal(Signal::SIGTERM);
-    process.signal(Signal::SIGCONT);
+    signal_twice(process.pid());
     assert_eq!(process.wait().code(), Some(1));
     assert!(!process.stderr().contains("stopped"), "{}", process.stderr());
 }

@@ -20,6 +20,7 @@ ROLES = {
         "one": "1 flow W=1 64 B, one core",
         "bulk": "1 flow W=128 1200 B",
         "8x32": "8 flows W=32 1200 B",
+        "wireguard": "through WireGuard, W=128 1200 B",
     },
     "rendezvous": {
         "forward": "forwarded port, W=1 64 B, one core",
@@ -48,6 +49,7 @@ STUN_PER_CPU_RATIO_MIN = 2
 # More than this, of one core, used by others before we begin spoils the figures.
 BUSY_PERCENT_MAX = 10
 COLOURS = ["#888888", "#0b6e4f", "#6bbf59", "#c8553d", "#f28f3b", "#3d5a80", "#98c1d9"]
+COLOURS += ["#7b2d8b", "#c39bd3", "#b7950b", "#f4d35e", "#5d4037", "#bcaaa4"]
 
 
 def median_of(results, field):
@@ -323,8 +325,12 @@ def svg(role, rows, paths, caption):
     titles = ROLES[role]
     workloads = [workload for workload in titles if any(r["workload"] == workload for r in rows)]
     # Wide enough for a workload's name.
-    group_width = max(bar_width * len(paths) + group_gap, 150)
-    width = left + group_width * len(workloads) + 20
+    shown = {
+        workload: [path for path in paths if any((r["workload"], r["path"]) == (workload, path) for r in rows)]
+        for workload in workloads
+    }
+    widths = [max(bar_width * len(shown[workload]) + group_gap, 170) for workload in workloads]
+    width = left + sum(widths) + 20
     parts = []
 
     def text(x, y, content, anchor="middle", size=11):
@@ -351,17 +357,18 @@ def svg(role, rows, paths, caption):
         top = max(row[field] for row in rows) or 1
         parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{base}" y2="{base}" stroke="#333"/>')
         for group, workload in enumerate(workloads):
-            x = left + group * group_width
-            text(x + bar_width * len(paths) / 2, base + 16, titles[workload])
-            for index, path in enumerate(paths):
+            x = left + sum(widths[:group])
+            text(x + bar_width * len(shown[workload]) / 2, base + 16, titles[workload])
+            for place, path in enumerate(shown[workload]):
+                colour = COLOURS[paths.index(path) % len(COLOURS)]
                 for row in rows:
                     if (row["workload"], row["path"]) != (workload, path):
                         continue
                     height = panel_height * row[field] / top
-                    bar_x = x + index * bar_width
+                    bar_x = x + place * bar_width
                     parts.append(
                         f'<rect x="{bar_x}" y="{base - height:.1f}" width="{bar_width - 3}" '
-                        f'height="{height:.1f}" fill="{COLOURS[index % len(COLOURS)]}"/>'
+                        f'height="{height:.1f}" fill="{colour}"/>'
                     )
                     value = row[field]
                     label = f"{value / 1000:.0f}k" if field == "rt_per_s" else form.format(value)

@@ -3,6 +3,7 @@
 use mio::event::Source;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -10,6 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The exit code of a process that a second SIGTERM or SIGINT ended at once.
 const IMPATIENT_EXIT: i32 = 1;
+
+/// The signals that are requests. Only the main thread takes them, one after the other: of two
+/// handlers on two threads neither would see that it is the second.
+#[must_use]
+pub fn requests() -> SigSet {
+    use Signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+    [SIGTERM, SIGINT, SIGHUP, SIGUSR1].into_iter().collect()
+}
 
 /// What the operator asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Threads: named, joined, their panics reported, and signals left to the main thread.
 
-use nix::sys::signal::{SigSet, SigmaskHow};
+use super::signals;
+use nix::sys::signal::SigmaskHow;
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,8 +34,7 @@ impl<T> Thread<T> {
 /// Starts a thread named `name` and `number`, cut to 15 bytes. `stack_len` is in bytes; only pages
 /// that are touched cost memory. A panic in `body` is logged, and told by [`Thread::join`].
 ///
-/// Signals are blocked in it, so that the main thread handles one after the other: on two threads at
-/// once, a second SIGTERM would not see that it is the second.
+/// Signals that are requests are left to the main thread ([`signals::requests`]).
 #[allow(clippy::disallowed_methods)] // This is the place.
 pub fn spawn<T: Send + 'static>(
     name: &str,
@@ -45,7 +45,7 @@ pub fn spawn<T: Send + 'static>(
     let mut full_name = format!("{name}{number}");
     full_name.truncate(NAME_LEN_MAX);
     // Blocked before the thread exists: it inherits the mask.
-    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let mask = signals::requests().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let spawned = Builder::new().name(full_name.clone()).stack_size(stack_len).spawn(move || {
         catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
             let reason = panicked(payload.as_ref());
@@ -69,7 +69,7 @@ fn panicked(payload: &(dyn Any + Send)) -> Panicked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::signal::Signal;
+    use nix::sys::signal::{SigSet, Signal};
 
     #[test]
     fn a_thread_has_a_name_and_a_result() {
@@ -86,6 +86,7 @@ mod tests {
         let mask = spawn("test", 0, 65_536, || SigSet::thread_get_mask().unwrap()).unwrap();
         let mask = mask.join().unwrap();
         assert!(mask.contains(Signal::SIGTERM) && mask.contains(Signal::SIGINT));
+        assert!(!mask.contains(Signal::SIGSEGV));
         assert_eq!(SigSet::thread_get_mask().unwrap(), before);
     }
 

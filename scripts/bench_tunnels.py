@@ -54,6 +54,10 @@ class Unusable(Exception):
     """A path that cannot be measured here, and why."""
 
 
+class Missing(Unusable):
+    """What this machine does not have, which is no failure."""
+
+
 class Host:
     """One end: a network namespace, and what runs in it."""
 
@@ -69,6 +73,8 @@ class Host:
         )
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
+            if said and "Unknown device type" in said[-1]:
+                raise Missing(f"this kernel has no such device: {' '.join(command)}")
             raise Unusable(f"{' '.join(command)}: {said[-1] if said else done.returncode}")
         return done.stdout
 
@@ -261,8 +267,7 @@ class Bench:
             host.start(
                 "openvpn", "--dev", "ovpn0", "--dev-type", "tun", "--proto", "udp", "--local", host.outer,
                 "--remote", other.outer, "--ifconfig", inner, other_inner, "--tun-mtu", str(MTU),
-                "--cipher", "none", "--auth", "none", "--secret", secret, "--allow-deprecated-insecure-static-crypto",
-                "--verb", "1", log=self.log(f"openvpn-{host.name}"),
+                "--cipher", "none", "--auth", "none", "--secret", secret, "--verb", "1", log=self.log(f"openvpn-{host.name}"),
             )  # fmt: skip
         return INNER_FAR
 
@@ -293,6 +298,30 @@ class Bench:
             self.set_up_device(host, "fastd0", inner)
         return INNER_FAR
 
+    def tinc(self):
+        hosts = {}
+        for host, inner in self.ends():
+            name = "near" if host is self.near else "far"
+            place = os.path.join(self.work, f"tinc-{name}")
+            shutil.rmtree(place, ignore_errors=True)
+            os.makedirs(os.path.join(place, "hosts"))
+            other = "far" if name == "near" else "near"
+            with open(os.path.join(place, "tinc.conf"), "w", encoding="ascii") as out:
+                out.write(f"Name = {name}\nInterface = tinc0\nConnectTo = {other}\nBindToAddress = {host.outer}\n")
+            with open(os.path.join(place, "hosts", name), "w", encoding="ascii") as out:
+                out.write(f"Address = {host.outer}\nSubnet = {inner}/32\nCipher = none\nDigest = none\n")
+            subprocess.run(
+                ["tincd", "-c", place, "-K2048"], stdin=subprocess.DEVNULL, check=True, capture_output=True
+            )
+            hosts[name] = (host, inner, place)
+        for name, (host, inner, place) in hosts.items():
+            other = "far" if name == "near" else "near"
+            shutil.copy(os.path.join(hosts[other][2], "hosts", other), os.path.join(place, "hosts", other))
+            pid_file = os.path.join(place, "pid")
+            host.start("tincd", "-D", "-c", place, "--pidfile", pid_file, log=self.log(f"tinc-{name}"))
+            self.set_up_device(host, "tinc0", inner)
+        return INNER_FAR
+
     # -- measuring ---------------------------------------------------------------------------------
 
     def measure(self, start):
@@ -305,6 +334,8 @@ class Bench:
                 lambda: subprocess.run(reaches, capture_output=True, check=False).returncode == 0,
             )
             return self.figures(target)
+        except Missing:
+            raise
         except Unusable as reason:
             for host in (self.near, self.far):
                 for process in host.running:
@@ -389,6 +420,7 @@ def paths_of(role, bench):
     peers = [
         ("wireguard-go", "wireguard-go", bench.wireguard),
         ("openvpn, no cipher", "openvpn", bench.openvpn),
+        ("tinc, no cipher", "tincd", bench.tinc),
         ("fastd null", "fastd", bench.fastd),
         ("vpncloud plain", "vpncloud", bench.vpncloud),
     ]
@@ -489,7 +521,10 @@ def measure_all(bench, paths, runs):
         for name, _, start in paths:
             print(f"run {run} of {runs}: {name} ...", file=sys.stderr)
             try:
-                found.setdefault(name, []).append(bench.measure(start))
+                figures = bench.measure(start)
+                found.setdefault(name, []).append(figures)
+            except Missing as reason:
+                print(f"  left out: {reason}", file=sys.stderr)
             except (Unusable, subprocess.SubprocessError, KeyError, ValueError) as reason:
                 failures.append(f"{name}: {reason}")
                 print(f"  {reason}", file=sys.stderr)

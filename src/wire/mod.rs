@@ -12,3 +12,4 @@ pub mod proxy_protocol;
 pub mod rendezvous;
 pub mod stun;
 pub mod udpgw;
+pub mod vpn;

@@ -20,6 +20,7 @@ pub mod set_ups;
 pub mod slots;
 pub mod source_rate;
 pub mod token_bucket;
+pub mod vpn;
 
 #[cfg(test)]
 pub(crate) mod simulated_nat;

@@ -259,9 +259,11 @@ pub fn parse_answer(datagram: &[u8]) -> Option<Answer> {
         WELCOME => {
             let tx = body.u64_be()?;
             let (address, prefix, server) = (body.ipv4()?, body.u8()?, body.ipv4()?);
-            let ipv4 = assignment(address, prefix, server, Ipv4Addr::UNSPECIFIED, 32)?;
+            let given = Assignment { address, prefix, server };
+            let ipv4 = is_sound(&given, &Ipv4Addr::UNSPECIFIED, 32)?.then_some(given);
             let (address, prefix, server) = (body.ipv6()?, body.u8()?, body.ipv6()?);
-            let ipv6 = assignment(address, prefix, server, Ipv6Addr::UNSPECIFIED, 128)?;
+            let given = Assignment { address, prefix, server };
+            let ipv6 = is_sound(&given, &Ipv6Addr::UNSPECIFIED, 128)?.then_some(given);
             if ipv4.is_none() && ipv6.is_none() {
                 return None;
             }
@@ -391,19 +393,16 @@ fn wished<A>(wish: Wish<A>, none: A) -> A {
     }
 }
 
-/// `None` where the parts contradict each other.
-fn assignment<A: PartialEq>(
-    address: A,
-    prefix: u8,
-    server: A,
-    unspecified: A,
-    bits: u8,
-) -> Option<Option<Assignment<A>>> {
-    if address == unspecified {
-        return (server == unspecified && prefix == 0).then_some(None);
-    }
-    let is_sound = server != unspecified && server != address && (1..=bits).contains(&prefix);
-    is_sound.then_some(Some(Assignment { address, prefix, server }))
+/// Whether there is an assignment; `None` where its parts contradict each other.
+fn is_sound<A: PartialEq>(given: &Assignment<A>, unspecified: &A, bits: u8) -> Option<bool> {
+    let Assignment { address, prefix, server } = given;
+    let is_there = address != unspecified;
+    let agrees = if is_there {
+        server != unspecified && server != address && (1..=bits).contains(prefix)
+    } else {
+        server == unspecified && *prefix == 0
+    };
+    agrees.then_some(is_there)
 }
 
 fn parts<A>(assignment: Assignment<A>) -> (A, u8, A) {

@@ -86,7 +86,7 @@ pub enum NotBound {
 pub struct Clients {
     limits: Limits,
     leases: Leases,
-    clients: BTreeMap<Number, Client>,
+    present: BTreeMap<Number, Client>,
     by_endpoint: HashMap<SocketAddr, Number>,
     by_id: HashMap<ClientId, Number>,
     by_address: HashMap<IpAddr, Number>,
@@ -101,7 +101,7 @@ impl Clients {
         Clients {
             limits,
             leases,
-            clients: BTreeMap::new(),
+            present: BTreeMap::new(),
             by_endpoint: HashMap::new(),
             by_id: HashMap::new(),
             by_address: HashMap::new(),
@@ -128,7 +128,7 @@ impl Clients {
         wishes: Wishes,
     ) -> Result<Entered, Refusal> {
         let known = self.by_id.get(&id).copied();
-        if known.is_none() && self.clients.len() >= self.limits.clients_max {
+        if known.is_none() && self.present.len() >= self.limits.clients_max {
             return Err(Refusal::Full);
         }
         let addresses = self.leases.take(id, wishes).map_err(|reason| match reason {
@@ -154,7 +154,7 @@ impl Clients {
     ) -> Result<Entered, NotBound> {
         let here = self.by_endpoint.get(&contact.endpoint).copied();
         let holder = self.by_address.get(&inner).copied();
-        if let Some((number, client)) = holder.and_then(|it| Some((it, self.clients.get(&it)?))) {
+        if let Some((number, client)) = holder.and_then(|it| Some((it, self.present.get(&it)?))) {
             let heard =
                 last_heard(number).map_or(client.last_heard, |at| at.max(client.last_heard));
             let is_same_host = client.contact.endpoint.ip() == contact.endpoint.ip();
@@ -170,12 +170,12 @@ impl Clients {
             return Ok(Entered { number, addresses, change });
         }
         let mut addresses = Addresses::default();
-        if let Some(client) = here.and_then(|here| self.clients.get(&here)) {
+        if let Some(client) = here.and_then(|here| self.present.get(&here)) {
             addresses = client.addresses;
             if client.id.is_some() || addresses.0[family(inner)].is_some() {
                 return Err(NotBound::HasAnother);
             }
-        } else if self.clients.len() >= self.limits.clients_max {
+        } else if self.present.len() >= self.limits.clients_max {
             return Err(NotBound::Full);
         }
         self.leases.take_bare(inner).map_err(|reason| match reason {
@@ -192,7 +192,7 @@ impl Clients {
     /// A keepalive. Returns whose, unless no client of that number is at the endpoint.
     pub fn keep(&mut self, now: Instant, endpoint: SocketAddr, id: ClientId) -> Option<Number> {
         let number = self.at(endpoint, id)?;
-        self.clients.get_mut(&number)?.last_heard = now;
+        self.present.get_mut(&number)?.last_heard = now;
         Some(number)
     }
 
@@ -213,7 +213,7 @@ impl Clients {
         }
         let mut silent = Vec::new();
         self.next_expiry = None;
-        for (number, client) in &mut self.clients {
+        for (number, client) in &mut self.present {
             client.last_heard =
                 last_heard(*number).map_or(client.last_heard, |at| at.max(client.last_heard));
             let expiry = client.last_heard + self.limits.idle_timeout;
@@ -235,17 +235,17 @@ impl Clients {
 
     /// Everybody, in the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = (Number, &Client)> {
-        self.clients.iter().map(|(number, client)| (*number, client))
+        self.present.iter().map(|(number, client)| (*number, client))
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.clients.len()
+        self.present.len()
     }
 
     /// Whether there is nobody.
     pub fn is_empty(&self) -> bool {
-        self.clients.is_empty()
+        self.present.is_empty()
     }
 
     /// The addresses of those that are there, and of those that may come back.
@@ -263,7 +263,7 @@ impl Clients {
         self.next_number += 1;
         let addresses = Addresses::default();
         let client = Client { id, contact, addresses, since: now, last_heard: now };
-        self.clients.insert(number, client);
+        self.present.insert(number, client);
         if let Some(id) = id {
             self.by_id.insert(id, number);
         }
@@ -280,7 +280,7 @@ impl Clients {
     ) -> Change {
         let expiry = now + self.limits.idle_timeout;
         self.next_expiry = Some(self.next_expiry.map_or(expiry, |next| next.min(expiry)));
-        let Some(client) = self.clients.get_mut(&number) else { return Change::Same };
+        let Some(client) = self.present.get_mut(&number) else { return Change::Same };
         client.last_heard = now;
         let before = std::mem::replace(&mut client.contact, contact);
         let had = std::mem::replace(&mut client.addresses, addresses);
@@ -304,7 +304,7 @@ impl Clients {
     }
 
     fn remove(&mut self, number: Number) -> Option<Client> {
-        let client = self.clients.remove(&number)?;
+        let client = self.present.remove(&number)?;
         self.by_endpoint.remove(&client.contact.endpoint);
         for address in client.addresses.iter() {
             self.by_address.remove(&address);

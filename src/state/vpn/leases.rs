@@ -55,24 +55,24 @@ struct Family {
 #[derive(Debug)]
 pub struct Leases {
     families: [Option<Family>; 2],
-    leases_max: usize,
-    leases: Slots<Lease, 2>,
+    count_max: usize,
+    slots: Slots<Lease, 2>,
     by_client: HashMap<ClientId, Slot>,
     held: HashMap<IpAddr, Holder>,
 }
 
 impl Leases {
     /// None yet, with addresses of these networks: one of each family at most, the later one counts.
-    /// `leases_max` is [`LEASES_MAX`] but for tests.
-    pub fn new(subnets: impl IntoIterator<Item = Subnet>, leases_max: usize) -> Leases {
+    /// `count_max` is [`LEASES_MAX`] but for tests.
+    pub fn new(subnets: impl IntoIterator<Item = Subnet>, count_max: usize) -> Leases {
         let mut families = [None, None];
         for subnet in subnets {
             families[family(subnet.own())] = Some(Family { subnet, next: 0 });
         }
         Leases {
             families,
-            leases_max: leases_max.max(1),
-            leases: Slots::default(),
+            count_max: count_max.max(1),
+            slots: Slots::default(),
             by_client: HashMap::new(),
             held: HashMap::new(),
         }
@@ -82,8 +82,8 @@ impl Leases {
     /// it had, or any. Nothing changes when it gets none.
     pub fn take(&mut self, client: ClientId, wishes: Wishes) -> Result<Addresses, NoLease> {
         let slot = self.by_client.get(&client).copied();
-        if slot.is_none() && self.leases.len() >= self.leases_max {
-            self.leases.front(AWAY).ok_or(NoLease::Exhausted)?;
+        if slot.is_none() && self.slots.len() >= self.count_max {
+            self.slots.front(AWAY).ok_or(NoLease::Exhausted)?;
         }
         let mut chosen = Addresses::default();
         for family in [IPV4, IPV6] {
@@ -96,8 +96,8 @@ impl Leases {
     /// The client has gone, or fallen silent. Its lease waits for it.
     pub fn release(&mut self, client: ClientId) {
         if let Some(slot) = self.by_client.get(&client).copied() {
-            self.leases.move_to_back(slot, AWAY);
-            if let Some(lease) = self.leases.get_mut(slot) {
+            self.slots.move_to_back(slot, AWAY);
+            if let Some(lease) = self.slots.get_mut(slot) {
                 lease.is_there = false;
             }
         }
@@ -137,7 +137,7 @@ impl Leases {
                 sound.0[place] = Some(address);
             }
         }
-        let has_room = self.leases.len() < self.leases_max;
+        let has_room = self.slots.len() < self.count_max;
         if !sound.is_empty() && has_room && !self.by_client.contains_key(&client) {
             self.assign(client, sound);
             self.release(client);
@@ -146,7 +146,7 @@ impl Leases {
 
     /// Every lease, in the order in which they should be restored.
     pub fn iter(&self) -> impl Iterator<Item = (ClientId, Addresses)> {
-        let all = [AWAY, THERE].into_iter().flat_map(|queue| self.leases.iter(queue));
+        let all = [AWAY, THERE].into_iter().flat_map(|queue| self.slots.iter(queue));
         all.map(|lease| (lease.client, lease.addresses))
     }
 
@@ -176,7 +176,7 @@ impl Leases {
                 Err(NoLease::Taken)
             };
         }
-        let had = slot.and_then(|slot| self.leases.get(slot)?.addresses.0[place]);
+        let had = slot.and_then(|slot| self.slots.get(slot)?.addresses.0[place]);
         let said = if let Wish::Rather(address) = wish { Some(address) } else { None };
         // fd00::7 beside 10.0.0.7, for people.
         let twin = chosen.ipv4().and_then(|ipv4| {
@@ -200,7 +200,7 @@ impl Leases {
     }
 
     fn of_longest_away(&self, place: usize, subnet: &Subnet) -> Option<IpAddr> {
-        let leases = self.leases.iter(AWAY);
+        let leases = self.slots.iter(AWAY);
         leases.filter_map(|lease| lease.addresses.0[place]).find(|address| subnet.pools(*address))
     }
 
@@ -210,8 +210,7 @@ impl Leases {
             None => true,
             Some(Holder::Bare) => false,
             Some(Holder::Lease(holder)) => {
-                slot == Some(*holder)
-                    || self.leases.get(*holder).is_none_or(|lease| !lease.is_there)
+                slot == Some(*holder) || self.slots.get(*holder).is_none_or(|lease| !lease.is_there)
             }
         }
     }
@@ -219,7 +218,7 @@ impl Leases {
     /// Gives these addresses, which are free, to a client, which is there.
     fn assign(&mut self, client: ClientId, addresses: Addresses) {
         if let Some(slot) = self.by_client.get(&client).copied() {
-            let had = self.leases.get(slot).map_or(Addresses::default(), |lease| lease.addresses);
+            let had = self.slots.get(slot).map_or(Addresses::default(), |lease| lease.addresses);
             for address in had.iter().filter(|had| !addresses.iter().any(|it| it == *had)) {
                 self.give_up(address);
             }
@@ -233,8 +232,8 @@ impl Leases {
             Some(slot) => *slot,
             None => self.add(client),
         };
-        self.leases.move_to_back(slot, THERE);
-        if let Some(lease) = self.leases.get_mut(slot) {
+        self.slots.move_to_back(slot, THERE);
+        if let Some(lease) = self.slots.get_mut(slot) {
             (lease.addresses, lease.is_there) = (addresses, true);
         }
         for address in addresses.iter() {
@@ -248,19 +247,19 @@ impl Leases {
     }
 
     fn add(&mut self, client: ClientId) -> Slot {
-        if self.leases.len() >= self.leases_max {
-            if let Some((oldest, _)) = self.leases.front(AWAY) {
+        if self.slots.len() >= self.count_max {
+            if let Some((oldest, _)) = self.slots.front(AWAY) {
                 self.remove(oldest);
             }
         }
         let lease = Lease { client, addresses: Addresses::default(), is_there: true };
-        let slot = self.leases.push(THERE, lease);
+        let slot = self.slots.push(THERE, lease);
         self.by_client.insert(client, slot);
         slot
     }
 
     fn remove(&mut self, slot: Slot) {
-        if let Some(lease) = self.leases.remove(slot) {
+        if let Some(lease) = self.slots.remove(slot) {
             self.by_client.remove(&lease.client);
             for address in lease.addresses.iter() {
                 self.give_up(address);

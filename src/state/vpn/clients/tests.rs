@@ -247,7 +247,7 @@ fn the_tables_agree_whatever_happens() {
                 }
                 3 => match clients.bind(now, here, inner.into(), nobody) {
                     Ok(entered) => {
-                        let client = clients.clients.get(&entered.number).unwrap();
+                        let client = clients.present.get(&entered.number).unwrap();
                         assert_eq!((client.id, client.contact), (None, here));
                     }
                     Err(_) => assert_eq!(present(&clients), before),
@@ -258,7 +258,7 @@ fn the_tables_agree_whatever_happens() {
                     let before = present(&clients);
                     match clients.enter(now, who, here, Wishes::new(wish, Wish::Any)) {
                         Ok(entered) => {
-                            let client = clients.clients.get(&entered.number).unwrap();
+                            let client = clients.present.get(&entered.number).unwrap();
                             assert_eq!((client.id, client.contact), (Some(who), here));
                             assert!(kind != 4 || client.addresses.ipv4() == Some(inner));
                         }

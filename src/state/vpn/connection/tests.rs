@@ -25,12 +25,12 @@ fn server(number: u8) -> SocketAddr {
     ([192, 0, 2, number], 5555).into()
 }
 
-fn hello(to: SocketAddr, tx: u64, cookie: Cookie) -> Option<Step> {
-    Some(Step::Hello { to, tx, cookie })
+fn hello(to: SocketAddr, tx: u64, cookie: Cookie) -> Step {
+    Step::Hello { to, tx, cookie }
 }
 
-fn keepalive(tx: u64) -> Option<Step> {
-    Some(Step::Keepalive { to: server(1), tx })
+fn keepalive(tx: u64) -> Step {
+    Step::Keepalive { to: server(1), tx }
 }
 
 /// Up since `now`.
@@ -38,9 +38,9 @@ fn up(now: Instant) -> Connection {
     let mut connection = Connection::new(now);
     assert_eq!(connection.poll(now, 0), Some(Step::Resolve));
     connection.resolved(now, vec![server(1)]);
-    assert_eq!(connection.poll(now, 1), hello(server(1), 1, NONE));
+    assert_eq!(connection.poll(now, 1), Some(hello(server(1), 1, NONE)));
     assert!(connection.on_cookie(now, 1, COOKIE));
-    assert_eq!(connection.poll(now, 2), hello(server(1), 2, COOKIE));
+    assert_eq!(connection.poll(now, 2), Some(hello(server(1), 2, COOKIE)));
     assert!(connection.on_welcome(now, 2, KEEPALIVE));
     assert_eq!(connection.poll(now, 3), None);
     connection
@@ -53,7 +53,7 @@ fn comes_up_in_two_round_trips_and_says_so_every_quarter_of_a_minute() {
     assert!(connection.is_up());
     assert_eq!(connection.next_deadline(), Some(now + KEEPALIVE));
     let now = now + KEEPALIVE;
-    assert_eq!(connection.poll(now, 4), keepalive(4));
+    assert_eq!(connection.poll(now, 4), Some(keepalive(4)));
     assert_eq!(connection.poll(now, 5), None);
     assert!(!connection.on_alive(now, 3), "an answer to something else");
     assert!(connection.on_alive(now + ms(30), 4));
@@ -113,10 +113,10 @@ fn a_repeated_hello_has_the_number_of_the_first_so_that_late_answers_count() {
     let mut connection = Connection::new(now);
     connection.poll(now, 0);
     connection.resolved(now, vec![server(1)]);
-    assert_eq!(connection.poll(now, 1), hello(server(1), 1, NONE));
-    assert_eq!(connection.poll(now + ms(250), 2), hello(server(1), 1, NONE));
+    assert_eq!(connection.poll(now, 1), Some(hello(server(1), 1, NONE)));
+    assert_eq!(connection.poll(now + ms(250), 2), Some(hello(server(1), 1, NONE)));
     assert!(connection.on_cookie(now + ms(700), 1, COOKIE));
-    assert_eq!(connection.poll(now + ms(700), 3), hello(server(1), 3, COOKIE));
+    assert_eq!(connection.poll(now + ms(700), 3), Some(hello(server(1), 3, COOKIE)));
     assert_eq!(connection.next_deadline(), Some(now + ms(950)));
 }
 
@@ -181,7 +181,7 @@ fn a_silent_server_is_lost_after_three_keepalives() {
                 assert_eq!(now - start, seconds(21));
                 // It looks the name up again, and asks where it was meanwhile.
                 assert_eq!(connection.poll(now, 10), Some(Step::Resolve));
-                assert_eq!(connection.poll(now, 11), hello(server(1), 11, NONE));
+                assert_eq!(connection.poll(now, 11), Some(hello(server(1), 11, NONE)));
                 break;
             }
             step => panic!("{step:?}"),
@@ -198,7 +198,7 @@ fn a_change_of_the_network_is_looked_into_at_once() {
     connection.on_network_change(change);
     let mut now = change;
     for _ in 0..3 {
-        assert_eq!(connection.poll(now, 9), keepalive(9));
+        assert_eq!(connection.poll(now, 9), Some(keepalive(9)));
         now = connection.next_deadline().unwrap();
     }
     assert_eq!(connection.poll(now, 9), Some(Step::Lost));
@@ -240,13 +240,13 @@ fn who_are_you_is_answered_with_a_hello_but_not_every_time() {
     assert!(connection.on_who_are_you(now + seconds(1)));
     assert!(!connection.on_who_are_you(now + seconds(1)), "it is on its way");
     let now = now + seconds(1);
-    assert_eq!(connection.poll(now, 5), hello(server(1), 5, NONE));
+    assert_eq!(connection.poll(now, 5), Some(hello(server(1), 5, NONE)));
     connection.on_cookie(now, 5, COOKIE);
     connection.poll(now, 6);
     assert!(connection.on_welcome(now + ms(2), 6, KEEPALIVE));
     assert!(connection.on_who_are_you(now + ms(3)));
     assert_eq!(connection.poll(now + ms(249), 7), None);
-    assert_eq!(connection.poll(now + ms(250), 7), hello(server(1), 7, NONE));
+    assert_eq!(connection.poll(now + ms(250), 7), Some(hello(server(1), 7, NONE)));
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn a_server_that_says_goodbye_is_asked_again_soon() {
     assert_eq!(connection.poll(now, 5), None);
     let next = connection.next_deadline().unwrap();
     assert_eq!(((next - now).as_millis() + 5) / 10, 25);
-    assert_eq!(connection.poll(next, 5), hello(server(1), 5, NONE));
+    assert_eq!(connection.poll(next, 5), Some(hello(server(1), 5, NONE)));
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_moved_server_is_found_by_its_name() {
     connection.on_goodbye(now, MIDDLE);
     assert_eq!(connection.poll(now, 5), Some(Step::Resolve));
     connection.resolved(now, vec![server(3)]);
-    assert_eq!(connection.poll(now, 6), hello(server(3), 6, NONE));
+    assert_eq!(connection.poll(now, 6), Some(hello(server(3), 6, NONE)));
     // While it is up, another address of the name is for later.
     let mut connection = up(now);
     connection.on_goodbye(now, MIDDLE);
@@ -290,7 +290,7 @@ fn a_resolver_out_of_reach_holds_nobody_up_who_knows_an_address() {
     connection.on_goodbye(now, MIDDLE);
     assert_eq!(connection.poll(now, 5), Some(Step::Resolve));
     let now = now + ms(300);
-    assert_eq!(connection.poll(now, 6), hello(server(1), 6, NONE));
+    assert_eq!(connection.poll(now, 6), Some(hello(server(1), 6, NONE)));
     connection.unresolved(now, MIDDLE);
     assert!(connection.on_welcome(now, 6, KEEPALIVE));
 }

@@ -3,7 +3,9 @@
 
 pub mod cursor;
 pub mod dns;
+pub mod ip;
 pub mod length_prefix;
+pub mod offload;
 pub mod peer;
 pub mod pool;
 pub mod proxy_protocol;

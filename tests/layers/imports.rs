@@ -85,6 +85,7 @@ const RULES: &[Rule] = &[
 
 /// Modules of `roles` that are no role: what all roles share.
 const ROLE_FRAME: &[&str] = &[
+    "cookie",
     "data_plane",
     "dial",
     "frame",

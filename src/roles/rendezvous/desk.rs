@@ -2,12 +2,12 @@
 //! source has asked too often.
 
 use super::Config;
-use super::cookie::Cookies;
 use super::counters::{Asked, Counters, DropReason};
 use super::outbox::Outbox;
 use super::own::chance;
 use super::sockets::Sockets;
 use crate::error::Error;
+use crate::roles::cookie::Cookies;
 use crate::runtime::metrics;
 use crate::state::contact::Contact;
 use crate::state::pairing::{Pairing, Partner};

@@ -19,7 +19,6 @@
 
 mod args;
 mod check;
-mod cookie;
 mod counters;
 mod desk;
 mod outbox;

@@ -71,7 +71,8 @@ impl Desk {
     }
 
     fn offer_cookie(&mut self, now: Instant, to: Contact, tx: u64) {
-        let cookie = self.cookies.make(now, to.endpoint, self.registry.silence(to.endpoint));
+        let silence = self.registry.silence(to.endpoint);
+        let cookie = Cookie(self.cookies.make(now, to.endpoint, silence));
         self.say(to, &Answer::Cookie { tx, cookie, endpoint: to.endpoint });
     }
 
@@ -79,7 +80,7 @@ impl Desk {
     /// with a cookie has.
     fn is_proven(&mut self, now: Instant, from: Contact, tx: u64, cookie: Cookie) -> bool {
         let silence = self.registry.silence(from.endpoint);
-        let counts = self.cookies.counts(now, from.endpoint, silence, cookie);
+        let counts = self.cookies.counts(now, from.endpoint, silence, cookie.0);
         if !counts {
             self.counters.cookies_refused.increment();
             self.offer_cookie(now, from, tx);

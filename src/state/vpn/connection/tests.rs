@@ -326,7 +326,7 @@ fn it_comes_up_again_after_whatever_happens() {
             while let Some(step) = connection.poll(now, seeded.next_u64()) {
                 match step {
                     Step::Resolve if seeded.below(2) == 0 => {
-                        connection.resolved(now, vec![server(1)])
+                        connection.resolved(now, vec![server(1)]);
                     }
                     Step::Resolve => connection.unresolved(now, MIDDLE),
                     Step::Lost => {}

@@ -2,11 +2,13 @@
 
 pub mod cookie;
 pub mod data_plane;
+pub mod destination;
 pub mod dial;
 pub mod frame;
 pub mod framed;
 pub mod host;
 pub mod listening;
+pub mod lookup;
 pub mod member_id;
 pub mod peer;
 pub mod pool;

@@ -87,11 +87,13 @@ const RULES: &[Rule] = &[
 const ROLE_FRAME: &[&str] = &[
     "cookie",
     "data_plane",
+    "destination",
     "dial",
     "frame",
     "framed",
     "host",
     "listening",
+    "lookup",
     "member_id",
     "proof",
     "report",

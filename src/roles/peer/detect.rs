@@ -2,13 +2,13 @@
 //! beside everything else or, with `--detect`, alone.
 
 use super::counters::{Counters, DropReason};
-use super::meeting::resolve;
 use super::run::random_number;
-use super::{Config, Detection as Wanted, Server};
+use super::{Config, Detection as Wanted};
 use crate::error::Error;
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::{Buffers, UdpSocket, any_port};
+use crate::roles::destination::Destination;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
@@ -211,11 +211,11 @@ pub(super) fn serve(config: &Config, wanted: Wanted, startup: Startup) -> Result
     }
 }
 
-fn look_up(servers: &[Server]) -> Result<Vec<SocketAddr>, Error> {
+fn look_up(servers: &[Destination]) -> Result<Vec<SocketAddr>, Error> {
     let mut found = Vec::new();
     for server in servers {
         let cannot = || format!("cannot resolve {server}");
-        found.extend(resolve(server).map_err(Error::while_doing(cannot))?);
+        found.extend(server.resolve().map_err(Error::while_doing(cannot))?);
     }
     Ok(found)
 }

@@ -1,8 +1,8 @@
 //! The rendezvous servers: a registration at each of them, over each family in which it can be
 //! reached. Two members meet if they share one server that works.
 
-use super::Server;
 use super::network::{IPV4, IPV6, Network};
+use crate::roles::destination::Destination;
 use crate::runtime::clock;
 use crate::runtime::errands::Errands;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
@@ -10,7 +10,7 @@ use crate::state::backoff::Backoff;
 use crate::state::registration::{Registration, Step};
 use crate::wire::rendezvous::{Cookie, MemberId};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// getaddrinfo(3) with its plug-ins uses more stack than our own code.
@@ -94,7 +94,7 @@ impl Place {
 }
 
 pub(super) struct Meeting {
-    servers: Vec<Server>,
+    servers: Vec<Destination>,
     next_lookup: Vec<Instant>,
     errands: Errands,
     answers: Sender<Looked>,
@@ -102,14 +102,9 @@ pub(super) struct Meeting {
     places: Vec<Place>,
 }
 
-/// Asks the system's resolver now, and waits for it.
-pub(super) fn resolve(server: &Server) -> io::Result<Vec<SocketAddr>> {
-    Ok((server.host.as_str(), server.port).to_socket_addrs()?.collect())
-}
-
 impl Meeting {
     /// Starts looking the servers up.
-    pub(super) fn start(servers: &[Server], wake: &Wake) -> io::Result<Meeting> {
+    pub(super) fn start(servers: &[Destination], wake: &Wake) -> io::Result<Meeting> {
         let (answers, looked) = queue::bounded(LOOKUPS_MAX, wake);
         let now = clock::now();
         let mut meeting = Meeting {
@@ -138,7 +133,7 @@ impl Meeting {
         let (server, answers) = (server.clone(), self.answers.clone());
         self.errands.send(move || {
             // The main thread has ended when it takes no more.
-            let _ = answers.send(Looked { server: index, found: resolve(&server) });
+            let _ = answers.send(Looked { server: index, found: server.resolve() });
         });
     }
 

@@ -1,5 +1,6 @@
 //! The programs, and the table that names them.
 
+pub mod control;
 pub mod cookie;
 pub mod data_plane;
 pub mod destination;
@@ -18,6 +19,7 @@ pub mod report;
 pub mod selftest;
 pub mod startup;
 pub mod udpgw;
+pub mod vpn;
 
 pub use selftest::{SELFTEST, SelftestRow, selftest};
 

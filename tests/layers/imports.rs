@@ -85,6 +85,7 @@ const RULES: &[Rule] = &[
 
 /// Modules of `roles` that are no role: what all roles share.
 const ROLE_FRAME: &[&str] = &[
+    "control",
     "cookie",
     "data_plane",
     "destination",

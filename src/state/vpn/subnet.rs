@@ -17,20 +17,27 @@ impl Subnet {
     /// The network of `prefix` bits that the server's `own` address is in, with all of it as pool.
     /// `None` if there is no room for a client, or `own` is no host's address there.
     pub fn new(own: IpAddr, prefix: u8) -> Option<Subnet> {
-        let bits: u8 = if own.is_ipv4() { 32 } else { 128 };
+        let (first, last) = Subnet::hosts_of(own, prefix)?;
+        let hosts = (number(first), number(last));
+        is_within(hosts, own).then_some(Subnet { own, prefix, hosts, pool: hosts })
+    }
+
+    /// The first host and the last of the network of `prefix` bits that the address is in. `None` if
+    /// it has not two of them.
+    pub fn hosts_of(address: IpAddr, prefix: u8) -> Option<(IpAddr, IpAddr)> {
+        let bits: u8 = if address.is_ipv4() { 32 } else { 128 };
         let host_bits = bits.checked_sub(prefix).filter(|host_bits| *host_bits > 0)?;
         let host_mask = u128::MAX >> (128 - u32::from(host_bits));
-        let number = number(own);
-        let (network, last) = (number & !host_mask, number | host_mask);
+        let network = number(address) & !host_mask;
+        let last = network | host_mask;
         // RFC 3021 and RFC 6164: on a link of two both addresses are hosts'. Else the first is the
         // network's, or any router's (RFC 4291, 2.6.1), and the last of IPv4 the broadcast's.
-        let (first, last) = match (own, host_bits) {
+        let (first, last) = match (address, host_bits) {
             (_, 1) => (network, last),
             (IpAddr::V4(_), _) => (network + 1, last - 1),
             (IpAddr::V6(_), _) => (network + 1, last),
         };
-        let hosts = (first, last);
-        (first..=last).contains(&number).then_some(Subnet { own, prefix, hosts, pool: hosts })
+        Some((of_number(address, first), of_number(address, last)))
     }
 
     /// The same with a smaller pool, from `first` to `last`. `None` if it is not within the network,
@@ -73,7 +80,7 @@ impl Subnet {
         let network = subnet.network();
         let begin = network.saturating_add(place).max(subnet.pool.0);
         (begin..=subnet.pool.1)
-            .map(move |number| (number - network, subnet.address(number)))
+            .map(move |number| (number - network, of_number(subnet.own, number)))
             .filter(move |(_, address)| *address != subnet.own)
     }
 
@@ -84,7 +91,7 @@ impl Subnet {
 
     /// The address that stands at a place, if it is one of the pool.
     pub(super) fn at(&self, place: u128) -> Option<IpAddr> {
-        let address = self.address(self.network().checked_add(place)?);
+        let address = of_number(self.own, self.network().checked_add(place)?);
         self.pools(address).then_some(address)
     }
 
@@ -93,14 +100,15 @@ impl Subnet {
         let host_bits = u32::from(bits.saturating_sub(self.prefix));
         number(self.own) & !u128::MAX.checked_shr(128 - host_bits).unwrap_or(0)
     }
+}
 
-    fn address(&self, number: u128) -> IpAddr {
-        if self.own.is_ipv4() {
-            // A number of IPv4 has 32 bits.
-            Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX)).into()
-        } else {
-            Ipv6Addr::from_bits(number).into()
-        }
+/// The address of that number, of the same family as `like`.
+fn of_number(like: IpAddr, number: u128) -> IpAddr {
+    if like.is_ipv4() {
+        // A number of IPv4 has 32 bits.
+        Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX)).into()
+    } else {
+        Ipv6Addr::from_bits(number).into()
     }
 }
 

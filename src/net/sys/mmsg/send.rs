@@ -215,6 +215,12 @@ impl<'d> SendBatch<'_, 'd> {
         self
     }
 
+    /// The same batch, whose datagrams leave one by one.
+    pub fn singly(mut self) -> Self {
+        self.segmentation = false;
+        self
+    }
+
     fn add_payload(&mut self, payload: &'d [u8]) -> usize {
         let at = self.payloads_used;
         self.queue.arrays.payloads[at] =

@@ -93,4 +93,21 @@ pub const ROLES: &[Role] = &[
         selftest: Some(peer::selftest),
         metrics: peer::metrics,
     },
+    Role {
+        command: &vpn::SERVER_COMMAND,
+        aliases: &[],
+        run: vpn::run_server,
+        check: Some((&vpn::CHECK, vpn::check)),
+        selftest: Some(vpn::selftest),
+        metrics: vpn::metrics,
+    },
+    Role {
+        command: &vpn::CLIENT_COMMAND,
+        aliases: &[],
+        run: vpn::run_client,
+        // The server's row checks and proves both sides.
+        check: None,
+        selftest: None,
+        metrics: vpn::metrics,
+    },
 ];

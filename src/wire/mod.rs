@@ -3,6 +3,7 @@
 
 pub mod cursor;
 pub mod dns;
+pub mod icmp_echo;
 pub mod ip;
 pub mod length_prefix;
 pub mod offload;

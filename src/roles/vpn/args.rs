@@ -4,7 +4,7 @@ mod client;
 mod server;
 
 pub use client::CLIENT_COMMAND;
-pub(super) use client::client_config;
+pub(super) use client::{client_config, destination};
 pub use server::SERVER_COMMAND;
 pub(super) use server::server_config;
 

@@ -170,6 +170,14 @@ fn socket_path(runtime_dir: &Path, tun: &str) -> PathBuf {
     runtime_dir.join(format!("vpn-{tun}.sock"))
 }
 
+/// The one line that nobody shall miss, whatever the log's level.
+fn tell_plaintext(tun: &str, who: &str) {
+    log::warn!(
+        target: startup::ASKED_FOR,
+        "{tun}: --plaintext: packets are neither encrypted nor authenticated, and {who}"
+    );
+}
+
 /// Runs the server until it is stopped; returns the process's exit code.
 pub fn run_server(matches: &Matches) -> Result<u8, Error> {
     let config = args::server_config(matches)?;

@@ -1,7 +1,14 @@
 //! What `udpferry vpn status` shows of a running tunnel: as text, and as JSON for programs.
 
+use super::sockets::Sockets;
+use crate::net::tun::TunDevice;
+use crate::roles::data_plane::counters::PeerCounters;
+use crate::runtime::metrics::Registry;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The data plane's.
+const PACKETS_DROPPED: &str = "udpferry_tunnel_packets_dropped_total";
 
 /// The other end of the tunnel, or one of many.
 #[derive(Debug, Clone, Default)]
@@ -90,7 +97,32 @@ impl Status {
     }
 }
 
+/// The offloads in use.
+pub(super) fn offloads(device: &TunDevice, sockets: &Sockets) -> String {
+    let trains = if sockets.segments() { "trains of datagrams" } else { "none" };
+    format!("{} on the device, {trains} on the sockets", device.offloads())
+}
+
+/// What was dropped of packets and, in the family `messages`, of control messages, by reason.
+pub(super) fn drops(registry: &Registry, messages: &str) -> Vec<(&'static str, u64)> {
+    [PACKETS_DROPPED, messages].iter().flat_map(|family| registry.counted(family)).collect()
+}
+
 impl Peer {
+    /// What has been counted of it.
+    pub(super) fn of(counters: &PeerCounters, now: Instant) -> Peer {
+        let totals = counters.totals();
+        Peer {
+            last_heard: counters.last_heard().map(|at| now.saturating_duration_since(at)),
+            packets_in: totals.packets_in,
+            bytes_in: totals.bytes_in,
+            packets_out: totals.packets_out,
+            bytes_out: totals.bytes_out,
+            dropped: totals.dropped,
+            ..Peer::default()
+        }
+    }
+
     fn json(&self) -> String {
         let addresses: Vec<String> = self.addresses.iter().map(|it| quoted(it)).collect();
         let heard =

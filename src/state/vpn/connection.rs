@@ -151,6 +151,13 @@ impl Connection {
         }
     }
 
+    /// Addresses that it had before, to be tried while the name is looked up.
+    pub fn know(&mut self, now: Instant, servers: Vec<SocketAddr>) {
+        let lookup = self.lookup;
+        self.resolved(now, servers);
+        self.lookup = lookup;
+    }
+
     /// The name's addresses, in the order in which they should be tried; one at least.
     pub fn resolved(&mut self, now: Instant, servers: Vec<SocketAddr>) {
         self.lookup = Lookup::Done;

@@ -59,6 +59,11 @@ impl Subnet {
         self.prefix
     }
 
+    /// The network's first address, which names it.
+    pub fn network(&self) -> IpAddr {
+        of_number(self.own, self.base())
+    }
+
     /// Whether a client may have the address.
     pub fn takes(&self, address: IpAddr) -> bool {
         self.hosts(address) && address != self.own
@@ -77,7 +82,7 @@ impl Subnet {
     /// The pool's addresses at or behind a place, which is counted from the network's first.
     pub(super) fn pooled_from(&self, place: u128) -> impl Iterator<Item = (u128, IpAddr)> + use<> {
         let subnet = *self;
-        let network = subnet.network();
+        let network = subnet.base();
         let begin = network.saturating_add(place).max(subnet.pool.0);
         (begin..=subnet.pool.1)
             .map(move |number| (number - network, of_number(subnet.own, number)))
@@ -86,16 +91,16 @@ impl Subnet {
 
     /// Where an address of the network stands in it.
     pub(super) fn place(&self, address: IpAddr) -> u128 {
-        number(address).saturating_sub(self.network())
+        number(address).saturating_sub(self.base())
     }
 
     /// The address that stands at a place, if it is one of the pool.
     pub(super) fn at(&self, place: u128) -> Option<IpAddr> {
-        let address = of_number(self.own, self.network().checked_add(place)?);
+        let address = of_number(self.own, self.base().checked_add(place)?);
         self.pools(address).then_some(address)
     }
 
-    fn network(&self) -> u128 {
+    fn base(&self) -> u128 {
         let bits: u8 = if self.own.is_ipv4() { 32 } else { 128 };
         let host_bits = u32::from(bits.saturating_sub(self.prefix));
         number(self.own) & !u128::MAX.checked_shr(128 - host_bits).unwrap_or(0)

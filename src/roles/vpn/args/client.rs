@@ -131,7 +131,7 @@ pub(in crate::roles::vpn) fn client_config(m: &Matches) -> Result<ClientConfig, 
         return Err(m.wrong("--exclude", "only with --default-route, --route or --kill-switch"));
     }
     Ok(ClientConfig {
-        server: server(m)?,
+        server: destination(m)?,
         fixed: Fixed::new(&fixed),
         keepalive: m.one("--keepalive", keepalive)?,
         routes,
@@ -145,7 +145,7 @@ pub(in crate::roles::vpn) fn client_config(m: &Matches) -> Result<ClientConfig, 
 }
 
 /// Also of `check vpn`.
-pub(in crate::roles::vpn) fn server(m: &Matches) -> Result<Destination, UsageError> {
+pub(in crate::roles::vpn) fn destination(m: &Matches) -> Result<Destination, UsageError> {
     let text = m.positional(0).unwrap_or_default();
     Destination::parse(text, DEFAULT_PORT).map_err(|allowed| UsageError::NotAllowed {
         option: "SERVER[:PORT]".to_owned(),

@@ -276,11 +276,15 @@ sticky() {
 	client 198.51.100.2 --address 10.0.0.1/24
 	up
 	on r nft -f - <<-END
-		table ip watch { chain f { type filter hook forward priority 0;
-			udp sport 5555 ip saddr 198.51.100.1 counter name wrong
-			udp sport 5555 ip saddr 198.51.100.2 counter name right }
+		table ip watch {
 			counter wrong { }
-			counter right { } }
+			counter right { }
+			chain f {
+				type filter hook forward priority 0;
+				udp sport 5555 ip saddr 198.51.100.1 counter name wrong
+				udp sport 5555 ip saddr 198.51.100.2 counter name right
+			}
+		}
 	END
 	replies c 10.0.0.2 20
 	check "all from 198.51.100.2" grep -q 'packets 0 ' <(on r nft list counter ip watch wrong)
@@ -451,7 +455,8 @@ leaks() {
 no_leaks() {
 	kill "$tcpdump"
 	wait "$tcpdump" 2>/dev/null
-	[ ! -s "$work/leaks" ] || {
+	# tcpdump ends with an empty line.
+	! grep -q . "$work/leaks" || {
 		head -n 3 "$work/leaks" | sed 's/^/    leaked: /'
 		return 1
 	}

@@ -60,7 +60,11 @@ pub struct Control {
 impl Control {
     /// Listens at `path` and uses the [`TOKENS`] tokens from `first_token` on in `events`. The file
     /// of a process that was killed is replaced; that of one that runs is an error.
-    pub fn listen(path: &Path, events: &mut EventLoop, first_token: usize) -> Result<Control, Error> {
+    pub fn listen(
+        path: &Path,
+        events: &mut EventLoop,
+        first_token: usize,
+    ) -> Result<Control, Error> {
         let cannot = || format!("cannot listen on {}", path.display());
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(Error::while_doing(cannot))?;
@@ -122,11 +126,8 @@ impl Control {
     }
 
     fn accept(&mut self, ready: (Token, Readiness), now: Instant, events: &mut EventLoop) {
-        let mut socket = match self.listener.accept() {
-            Ok((socket, _)) => socket,
-            // None waits any more; or there is no descriptor for it, and it may ask again.
-            Err(_) => return,
-        };
+        // None waits any more; or there is no descriptor for it, and it may ask again.
+        let Ok((mut socket, _)) = self.listener.accept() else { return };
         events.again(ready.0, ready.1);
         if !is_trusted(&socket) {
             return;

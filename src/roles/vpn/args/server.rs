@@ -43,7 +43,10 @@ pub const SERVER_COMMAND: Command = Command {
         ("Common", COMMON),
     ],
     examples: &[
-        ("udpferry vpn server --plaintext --nat", "Clients reach the Internet with this host's address."),
+        (
+            "udpferry vpn server --plaintext --nat",
+            "Clients reach the Internet with this host's address.",
+        ),
         (
             "udpferry vpn server --plaintext --address 10.0.0.2/24 --address fd00::2/64 --allow-from 198.51.100.0/24",
             "Both families inside; only clients of that network may come.",
@@ -96,12 +99,9 @@ const TUNNEL: &[Opt] = &[
         takes: Takes::One("ADDR"),
         times_max: DNS_MAX,
         default: None,
-        help: "Tell clients of this DNS server; up to 3 times. They use it with --dns pushed.",
+        help: "Tell clients of this DNS server; up to 3 times. They use it with --dns server.",
     },
-    Opt::switch(
-        &["--no-client-to-client"],
-        "Drop and count what clients send to each other.",
-    ),
+    Opt::switch(&["--no-client-to-client"], "Drop and count what clients send to each other."),
     Opt::switch(
         &["--allow-bare"],
         "Also serve clients that only send IP packets, from an inner address that is free. Nothing \
@@ -128,13 +128,13 @@ const LIMITS: &[Opt] = &[
     Opt::value(
         &["--max-clients"],
         "N",
-        Some("250"),
+        Some("1000"),
         "Clients at once, 1 to 65536; further ones are refused, and told so.",
     ),
     Opt::value(
         &["--idle-timeout"],
         "TIME",
-        Some("60"),
+        Some("180"),
         "A client that nothing has come from for so long is gone, 2 s to 18 h; its address waits for \
          it as long as nobody else needs it. Clients send a keepalive every --keepalive.",
     ),

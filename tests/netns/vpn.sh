@@ -280,10 +280,10 @@ sticky() {
 	up
 	on r nft -f - <<-END
 		table ip watch {
-			counter wrong {}
-			counter right {}
+			counter wrong { }
+			counter right { }
 			chain f {
-				type filter hook forward priority 0
+				type filter hook forward priority 0;
 				udp sport 5555 ip saddr 198.51.100.1 counter name wrong
 				udp sport 5555 ip saddr 198.51.100.2 counter name right
 			}
@@ -458,8 +458,9 @@ leaks() {
 no_leaks() {
 	kill "$tcpdump"
 	wait "$tcpdump" 2>/dev/null
+	# tcpdump ends with an empty line.
 	! grep -q . "$work/leaks" || {
-		grep . "$work/leaks" | head -n 3 | sed 's/^/    leaked: /'
+		head -n 3 "$work/leaks" | sed 's/^/    leaked: /'
 		return 1
 	}
 }

@@ -4,7 +4,7 @@ pub mod dial;
 pub mod frame;
 pub mod framed;
 pub mod listening;
-pub mod member_id;
+pub mod member_key;
 pub mod peer;
 pub mod pool;
 pub mod proof;

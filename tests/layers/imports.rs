@@ -78,7 +78,7 @@ const ROLE_FRAME: &[&str] = &[
     "frame",
     "framed",
     "listening",
-    "member_id",
+    "member_key",
     "proof",
     "report",
     "selftest",

@@ -8,7 +8,7 @@ use crate::runtime::errands::Errands;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::state::backoff::Backoff;
 use crate::state::registration::{Registration, Step};
-use crate::wire::rendezvous::{Cookie, MemberId};
+use crate::wire::rendezvous::{MemberId, Pass};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -65,17 +65,17 @@ pub(super) enum ToServer {
     /// For the registration.
     Step(Step),
     /// A call.
-    Call { tx: u64, cookie: Cookie, member: MemberId },
+    Call { tx: u64, pass: Pass, member: MemberId },
 }
 
 impl Place {
     /// A cookie that answers a call: the old one had expired. Returns whether it does.
-    pub(super) fn renew(&mut self, tx: u64, cookie: Cookie, now: Instant) -> bool {
+    pub(super) fn renew(&mut self, tx: u64, pass: Pass, now: Instant) -> bool {
         let Some(call) = self.calls.iter_mut().find(|call| call.tx == tx) else {
             return false;
         };
         call.next = now;
-        self.registration.renew(cookie);
+        self.registration.renew(pass);
         true
     }
 
@@ -84,12 +84,12 @@ impl Place {
         if !self.registration.is_in() {
             return None;
         }
-        let cookie = self.registration.cookie()?;
+        let pass = self.registration.pass()?;
         let call = self.calls.iter_mut().find(|call| call.next <= now)?;
         call.tx = tx;
         call.left -= 1;
         call.next = now + call.retry.failed();
-        Some(ToServer::Call { tx, cookie, member: call.member })
+        Some(ToServer::Call { tx, pass, member: call.member })
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DropReason {
     Malformed,
+    NotAuthentic,
     NoRequest,
     SourceRate,
     NoLegacy,
@@ -27,8 +28,9 @@ pub(super) enum DropReason {
 
 impl DropReason {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 14] = [
+    const LABELS: [&'static str; 15] = [
         "malformed",
+        "not-authentic",
         "no-request",
         "source-rate",
         "no-legacy",

@@ -2,6 +2,7 @@
 //! source has asked too often.
 
 use super::Config;
+use super::boxes::Boxes;
 use super::cookie::Cookies;
 use super::counters::{Asked, Counters, DropReason};
 use super::outbox::Outbox;
@@ -24,6 +25,9 @@ pub(super) struct Desk {
     pub(super) outbox: Outbox,
     pub(super) sockets: Sockets,
     pub(super) cookies: Cookies,
+    pub(super) boxes: Boxes,
+    /// Decrypted requests; kept, for its memory.
+    pub(super) plain: Vec<u8>,
     pub(super) registry: Registry,
     /// What the registry wants to be sent; kept, for its memory.
     pub(super) notices: Vec<Notice>,
@@ -51,6 +55,8 @@ impl Desk {
             outbox: Outbox::default(),
             sockets,
             cookies: Cookies::new(now)?,
+            boxes: Boxes::new()?,
+            plain: Vec::new(),
             registry: Registry::new(config.limits),
             notices: Vec::new(),
             pairing: config.plain.map(Pairing::new),

@@ -5,7 +5,7 @@
 //!
 //!   UDP sockets --recvmmsg--> desk: which language?
 //!     --listen-addr             STUN   stun   nothing to remember, unless two addresses
-//!     --stun-port               ours   own    cookie -> state::registry (rooms, introductions)
+//!     --stun-port               ours   own    cookie, key -> state::registry (rooms, introductions)
 //!     --alternate-addr          text   plain  state::pairing (first come, first paired)
 //!                                |
 //!               <--sendmmsg-- outbox: all answers of a batch in one arena, each with the socket
@@ -18,6 +18,7 @@
 //! arena and the lists are kept from batch to batch, so that a datagram takes no memory.
 
 mod args;
+mod boxes;
 mod check;
 mod cookie;
 mod counters;

@@ -163,17 +163,14 @@ impl Desk {
         for notice in notices.drain(..) {
             match notice {
                 Notice::Introduce { introduction, start_ms, to, about } => {
-                    let Some((member, endpoints, sealed)) = self.registry.announcement(about)
-                    else {
-                        continue;
-                    };
+                    let Some(about) = self.registry.announcement(about) else { continue };
                     let answer = Answer::Introduce(Introduced {
                         introduction,
                         start_ms,
-                        member,
-                        is_here: true,
-                        endpoints,
-                        sealed,
+                        member: about.member,
+                        is_here: about.is_here,
+                        endpoints: about.endpoints,
+                        sealed: about.sealed,
                     });
                     for contact in to.into_iter().flatten() {
                         self.outbox.add(contact, |bytes| {
@@ -188,6 +185,7 @@ impl Desk {
                         self.say(contact, &Answer::Gone { member });
                     }
                 }
+                Notice::Share { .. } | Notice::Unshare { .. } | Notice::Call { .. } => {}
             }
             if self.outbox.is_full() {
                 self.send(now);

@@ -1,5 +1,8 @@
+mod sharing;
+
 use super::introductions::REPEATS;
 use super::limits::RelayRates;
+use super::outcome::NotRelayed;
 use super::*;
 use std::net::Ipv4Addr;
 
@@ -96,10 +99,10 @@ impl World {
         let mut found = Vec::new();
         for notice in &self.notices {
             if let Notice::Introduce { introduction, start_ms, to, about } = *notice {
-                let (member, _, sealed) = self.registry.announcement(about).unwrap();
-                assert!(sealed.starts_with(b"sealed"));
+                let about = self.registry.announcement(about).unwrap();
+                assert!(about.sealed.starts_with(b"sealed"));
                 for contact in to.into_iter().flatten() {
-                    found.push((contact, member, start_ms, introduction));
+                    found.push((contact, about.member, start_ms, introduction));
                 }
             }
         }
@@ -131,23 +134,29 @@ impl World {
     fn check(&self) {
         let registry = &self.registry;
         let mut sites = 0;
-        let mut members = 0;
+        let (mut members, mut here) = (0, 0);
         for (id, slot) in &registry.by_id {
             let room = registry.rooms.get(*slot).unwrap();
             assert_eq!(room.id, *id);
-            assert!(!room.members.is_empty(), "an empty room stays");
+            let is_here = |slot: &Slot| registry.is_here(*slot);
+            assert!(room.members.iter().any(is_here), "a room without members of ours stays");
             for slot in &room.members {
                 members += 1;
                 let found = registry.members.get(*slot).unwrap();
                 assert_eq!(registry.by_id[&room.id], found.room);
-                assert!(found.sites().next().is_some(), "a member without an endpoint stays");
+                here += usize::from(found.is_here());
+                assert!(
+                    found.is_here() || !found.elsewhere.is_empty(),
+                    "one that is nowhere stays"
+                );
                 for site in found.sites() {
                     sites += 1;
                     assert_eq!(registry.by_endpoint[&site.contact.endpoint], *slot);
                 }
             }
         }
-        assert_eq!((members, registry.by_id.len()), (registry.members(), registry.rooms()));
+        assert_eq!((here, registry.by_id.len()), (registry.members(), registry.rooms()));
+        assert_eq!(members - here, registry.members_elsewhere());
         assert_eq!(sites, registry.by_endpoint.len());
     }
 }
@@ -256,7 +265,7 @@ fn a_member_has_an_endpoint_of_each_family() {
     world.register(1, 1, v6(1)).unwrap();
     assert_eq!(world.told(), [(v4(1), member(2)), (v6(1), member(2)), (v4(2), member(1))]);
     let slot = world.registry.by_endpoint[&v6(1).endpoint];
-    let (_, endpoints, _) = world.registry.announcement(slot).unwrap();
+    let endpoints = world.registry.announcement(slot).unwrap().endpoints;
     assert_eq!((endpoints.first, endpoints.second), (v4(1).endpoint, Some(v6(1).endpoint)));
     world.check();
     // Over IPv6 alone: the IPv4 endpoint is forgotten, the member is not.
@@ -448,7 +457,7 @@ fn all_rooms_together_have_a_relay_rate() {
         let refused = registry.relay(*now, v4(4).endpoint, member(5), 60_000);
         assert_eq!(refused, Err(NotRelayed::TotalRate));
     }
-    registry.relay = relay_bucket(1000);
+    registry.relay = relay::Total::new(LIMITS.relay);
     assert!(registry.relay(*now, v4(4).endpoint, member(5), 65_536).is_ok());
 }
 
@@ -557,7 +566,7 @@ fn news_are_told_once_a_second_and_then_the_latest() {
     world.tend();
     assert_eq!(world.told(), [(v4(29), member(1)), (v4(1), member(2))]);
     let slot = world.registry.by_endpoint[&v4(29).endpoint];
-    assert_eq!(world.registry.announcement(slot).unwrap().1.first, v4(29).endpoint);
+    assert_eq!(world.registry.announcement(slot).unwrap().endpoints.first, v4(29).endpoint);
     world.acknowledge_all();
     assert_eq!(world.registry.next_deadline(), Some(begin + LIMITS.expiry));
     // Who leaves has no news any more.

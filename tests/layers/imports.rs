@@ -59,6 +59,7 @@ const RULES: &[Rule] = &[
             "mio",
             "native_tls",
             "nix",
+            "redis",
             "unicode_width",
         ],
         std_refused: &[],
@@ -74,6 +75,7 @@ const RULES: &[Rule] = &[
 
 /// Modules of `roles` that are no role: what all roles share.
 const ROLE_FRAME: &[&str] = &[
+    "connect",
     "dial",
     "frame",
     "framed",

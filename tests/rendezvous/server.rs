@@ -2,6 +2,7 @@
 
 use crate::support::{PATIENCE, Service, await_some, free_port, http_get};
 use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 use udpferry::roles::member_key::Secret;
 use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
@@ -16,17 +17,30 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Server {
+        Server::start_with(args, |_| {})
+    }
+
+    /// With changes to how the process is started.
+    pub(crate) fn start_with(args: &[&str], change: impl FnOnce(&mut Command)) -> Server {
         let address = SocketAddr::from(([127, 0, 0, 1], free_udp_port()));
-        Server::start_on(address, args)
+        Server::start_changed(address, args, change)
     }
 
     pub(crate) fn start_on(address: SocketAddr, args: &[&str]) -> Server {
+        Server::start_changed(address, args, |_| {})
+    }
+
+    fn start_changed(
+        address: SocketAddr,
+        args: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Server {
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = format!("--listen-addr={address}");
         let metrics_arg = format!("--metrics={metrics}");
         let mut all = vec!["rendezvous", &listen, &metrics_arg];
         all.extend_from_slice(args);
-        Server { service: Service::start(&all), address, metrics }
+        Server { service: Service::start_with(&all, change), address, metrics }
     }
 
     /// The value of a metric without `udpferry_rendezvous_`, with its label if it has one.

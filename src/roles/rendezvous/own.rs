@@ -185,7 +185,9 @@ impl Desk {
                         self.say(contact, &Answer::Gone { member });
                     }
                 }
-                Notice::Share { .. } | Notice::Unshare { .. } | Notice::Call { .. } => {}
+                Notice::Share { .. } | Notice::Unshare { .. } | Notice::Call { .. } => {
+                    self.share(&notice);
+                }
             }
             if self.outbox.is_full() {
                 self.send(now);

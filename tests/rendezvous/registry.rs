@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use redis::cmd;
 use std::time::{Duration, Instant};
 use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
-use udpferry::wire::rendezvous::request::Wish;
+use udpferry::wire::rendezvous::request::{Request, Wish};
 use udpferry::wire::rendezvous::{MemberId, RoomId};
 
 const UP: (&str, i64) = ("registry_up", 1);
@@ -138,7 +138,6 @@ fn a_call_goes_to_the_other_server() {
     one.ask(&Wish::Call { member: MemberId([9; 8]) });
     assert_eq!(one.gone(), MemberId([9; 8]));
     // The relay is for those of one server.
-    use udpferry::wire::rendezvous::request::Request;
     other.send(&Request::Relay { member: one_id, payload: b"x" });
     there.await_dropped("relay-not-there", 1);
 }

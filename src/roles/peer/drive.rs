@@ -1,12 +1,12 @@
 //! Members: what the servers say of them, the search for paths to them, and their tunnels.
 
-use super::chat::name_for_terminal;
 use super::counters::{DropReason, PathKind};
 use super::member::{Due, Member, Relay, Via};
 use super::receive::Source;
 use super::run::{MEMBERS_MAX, Run, random_number};
 use super::seal::{News, open};
 use super::send::{answer, encrypt};
+use super::text::name_for_terminal;
 use super::tunnel::{BUFFER_LEN_MIN, Tick, Tunnel};
 use crate::runtime::event_loop::EventLoop;
 use crate::state::punch::Punch;

@@ -63,7 +63,7 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
         .serve
         .map(|service| Serving::new(service, &config.forwarding, first_served));
     let wake = frame.wake()?;
-    let meeting = Meeting::start(&config.servers, &wake)
+    let meeting = Meeting::start(&config.servers, keys.id, &wake)
         .map_err(Error::while_doing(|| "cannot start a thread"))?;
     let mut terminal = Terminal::start(&wake, config.forwarding.is_any())?;
     frame.ready(startup)?;

@@ -22,6 +22,8 @@ mod args;
 mod boxes;
 mod check;
 mod cookie;
+// Without redis there is no store that could be counted, or told anything.
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 mod counters;
 mod desk;
 mod outbox;
@@ -32,6 +34,7 @@ mod selftest;
 mod server;
 mod sharing;
 mod sockets;
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 mod store;
 mod store_url;
 mod stun;

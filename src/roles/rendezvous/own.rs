@@ -53,7 +53,7 @@ impl Desk {
         let mut plain = std::mem::take(&mut self.plain);
         match self.boxes.open(boxed, &mut plain) {
             Some((room, wish)) => {
-                self.grant(now, from, boxed.tx, (room, member_of(boxed.key)), &wish)
+                self.grant(now, from, boxed.tx, (room, member_of(boxed.key)), &wish);
             }
             None => self.refuse(now, from, DropReason::NotAuthentic),
         }

@@ -219,14 +219,13 @@ impl Registry {
         let away = Away { server, news, endpoints, refreshed };
         let known = member.elsewhere.iter_mut().find(|known| known.server == server);
         let is_news = known.as_ref().is_none_or(|known| known.news != news);
-        match known {
-            Some(known) => *known = away,
-            None => {
-                if member.elsewhere.len() >= PLACES_MAX {
-                    member.elsewhere.remove(0);
-                }
-                member.elsewhere.push(away);
+        if let Some(known) = known {
+            *known = away;
+        } else {
+            if member.elsewhere.len() >= PLACES_MAX {
+                member.elsewhere.remove(0);
             }
+            member.elsewhere.push(away);
         }
         member.refreshed = now;
         self.members.move_to_back(slot, 0);

@@ -1,7 +1,8 @@
 //! The thread that owns the connection to Redis: connects, backs off, connects again; while it is up,
 //! commands go out as they come, and answers come in the order of the commands.
 
-use super::talk::{Commands, Heard, Listener, Refusal, SetUp, is_message, read_found};
+use super::session::{Asked, End, Session, lost};
+use super::talk::{Heard, Refusal, is_message, read_found};
 use super::{Task, Told};
 use crate::error::Error;
 use crate::net::random;
@@ -19,11 +20,9 @@ use crate::state::address_order;
 use crate::state::backoff::{Backoff, jittered};
 use crate::state::token_bucket::LogGate;
 use crate::wire::rendezvous::shared::ServerId;
-use crate::wire::rendezvous::{MemberId, RoomId};
 use mio::Token;
 use redis::Value;
-use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,12 +36,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// For the name, the connection and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer takes no longer; if nothing is asked for so long, a ping is.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Commands without an answer: the rest waits in the queue.
-const UNANSWERED_MAX: usize = 256;
-/// Of these and their bytes the queue is not read: a record has half a kilobyte.
-const UNSENT_MAX: usize = 256 * 1024;
 /// Things heard in a turn, so that commands have theirs.
 const HEARD_PER_TURN: usize = 256;
 /// getaddrinfo(3) with its plug-ins uses more stack than our own code.
@@ -58,30 +51,6 @@ const STREAM_OPTIONS: StreamOptions = StreamOptions {
 };
 
 type Looked = io::Result<Vec<SocketAddr>>;
-
-/// Why a connection, or the attempt at one, is over.
-enum End {
-    /// The main thread wants it.
-    Closed,
-    /// Something went wrong.
-    Failed(StoreFailure, String),
-}
-
-/// What the next answer is to.
-enum Asked {
-    SetUp(SetUp),
-    Put {
-        room: RoomId,
-        member: MemberId,
-        news: u32,
-    },
-    Call {
-        room: RoomId,
-        pair: (MemberId, MemberId),
-    },
-    /// Whatever it says.
-    Nothing,
-}
 
 pub(super) struct Link {
     url: StoreUrl,
@@ -375,74 +344,10 @@ impl Link {
     }
 }
 
-/// One connection.
-struct Session {
-    stream: Stream,
-    listener: Listener,
-    commands: Commands,
-    /// What has been asked and not answered, and when.
-    asked: VecDeque<(Instant, Asked)>,
-    /// When something came last.
-    heard: Instant,
-    /// It hears what others publish.
-    is_up: bool,
-}
-
-impl Session {
-    fn new(stream: Stream, now: Instant) -> Session {
-        Session {
-            stream,
-            listener: Listener::new(),
-            commands: Commands::new(),
-            asked: VecDeque::new(),
-            heard: now,
-            is_up: false,
-        }
-    }
-
-    fn expect(&mut self, asked: impl IntoIterator<Item = Asked>) {
-        let now = clock::now();
-        self.asked.extend(asked.into_iter().map(|asked| (now, asked)));
-    }
-
-    fn has_room(&self) -> bool {
-        self.asked.len() < UNANSWERED_MAX && self.commands.bytes.len() < UNSENT_MAX
-    }
-
-    /// Writes what the stream takes.
-    fn write(&mut self) -> Result<(), End> {
-        let mut written = 0;
-        while written < self.commands.bytes.len() {
-            match self.stream.write(&self.commands.bytes[written..]) {
-                Ok(len) => written += len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(lost(&self.stream.last_word().unwrap_or(error))),
-            }
-        }
-        self.commands.bytes.drain(..written);
-        Ok(())
-    }
-
-    /// Until then something must have come: an answer, or else one is asked for.
-    fn deadline(&self) -> Instant {
-        let asked = self.asked.front().map(|(since, _)| *since);
-        asked.map_or(self.heard, |since| since.max(self.heard)) + ANSWER_TIMEOUT
-    }
-}
-
 fn words(failed: Failed) -> String {
     match failed {
         Failed::Connect(error) | Failed::System(error) => error.to_string(),
         Failed::Timeout => "no answer in time".to_owned(),
         Failed::Tls(text) => text,
     }
-}
-
-fn lost(error: &io::Error) -> End {
-    let cause = match error.kind() {
-        io::ErrorKind::UnexpectedEof => "it has closed the connection".to_owned(),
-        _ => error.to_string(),
-    };
-    End::Failed(StoreFailure::Lost, cause)
 }

@@ -10,10 +10,10 @@
 //! up for by the members' next refresh, in 15 s at the latest. So is everything while there is no
 //! connection.
 
-#![cfg_attr(not(feature = "redis"), allow(dead_code))] // Then there is nobody to talk to.
-
 #[cfg(feature = "redis")]
 mod link;
+#[cfg(feature = "redis")]
+mod session;
 #[cfg(feature = "redis")]
 mod talk;
 

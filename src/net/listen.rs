@@ -28,7 +28,8 @@ fn udp_socket(inherited: Inherited) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::from(inherited.fd);
     let datagrams = socket.r#type().map_err(failed)? == Type::DGRAM;
     let internet = matches!(socket.domain().map_err(failed)?, Domain::IPV4 | Domain::IPV6);
-    let bound = internet && socket.local_addr().map_err(failed)?.as_socket().is_some_and(|it| it.port() > 0);
+    let bound = internet
+        && socket.local_addr().map_err(failed)?.as_socket().is_some_and(|it| it.port() > 0);
     if !(datagrams && bound) || socket.peer_addr().is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

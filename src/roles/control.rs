@@ -60,7 +60,11 @@ pub struct Control {
 impl Control {
     /// Listens at `path` and uses the [`TOKENS`] tokens from `first_token` on in `events`. The file
     /// of a process that was killed is replaced; that of one that runs is an error.
-    pub fn listen(path: &Path, events: &mut EventLoop, first_token: usize) -> Result<Control, Error> {
+    pub fn listen(
+        path: &Path,
+        events: &mut EventLoop,
+        first_token: usize,
+    ) -> Result<Control, Error> {
         let cannot = || format!("cannot listen on {}", path.display());
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(Error::while_doing(cannot))?;

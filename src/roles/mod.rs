@@ -1,5 +1,6 @@
 //! The programs, and the table that names them.
 
+pub mod connect;
 pub mod control;
 pub mod cookie;
 pub mod data_plane;
@@ -10,7 +11,7 @@ pub mod framed;
 pub mod host;
 pub mod listening;
 pub mod lookup;
-pub mod member_id;
+pub mod member_key;
 pub mod peer;
 pub mod pool;
 pub mod proof;

@@ -11,6 +11,7 @@ pub mod nat_detection;
 pub mod pairing;
 pub mod port_pool;
 pub mod punch;
+pub mod recent;
 pub mod redial;
 pub mod registration;
 pub mod registry;

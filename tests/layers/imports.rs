@@ -70,6 +70,7 @@ const RULES: &[Rule] = &[
             "mio",
             "native_tls",
             "nix",
+            "redis",
             "unicode_width",
         ],
         std_refused: &[],
@@ -85,6 +86,7 @@ const RULES: &[Rule] = &[
 
 /// Modules of `roles` that are no role: what all roles share.
 const ROLE_FRAME: &[&str] = &[
+    "connect",
     "control",
     "cookie",
     "data_plane",
@@ -95,7 +97,7 @@ const ROLE_FRAME: &[&str] = &[
     "host",
     "listening",
     "lookup",
-    "member_id",
+    "member_key",
     "proof",
     "report",
     "selftest",

@@ -6,17 +6,17 @@
 //! from then on every datagram but `PING` is a line of chat.
 
 use super::Config;
-use super::chat::{for_terminal, split_line};
 use super::counters::{Counters, DropReason};
-use super::network::Network;
+use super::network::{Network, receive_batch};
 use super::terminal::{Terminal, Typed};
+use super::text::{for_terminal, split_line};
 use crate::error::Error;
-use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::roles::destination::Destination;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::event_loop::EventLoop;
 use crate::wire::peer::LINE_LEN_MAX;
 use mio::Token;
 use std::collections::VecDeque;
@@ -212,15 +212,8 @@ impl Legacy {
         let Some(socket) = self.network.number(token).and_then(|it| self.network.socket(it)) else {
             return;
         };
-        match socket.receive(queue) {
-            Ok(received) if received == RECEIVE_BATCH => events.again(token, Readiness::READABLE),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {
-                self.counters.icmp_errors.increment();
-                events.again(token, Readiness::READABLE);
-                return;
-            }
+        if !receive_batch(socket, token, queue, events, &self.counters) {
+            return;
         }
         let now = clock::now();
         for message in queue.messages() {

@@ -40,6 +40,7 @@ mod send;
 mod start;
 mod talk;
 mod terminal;
+pub mod text;
 pub mod tunnel;
 
 pub use args::COMMAND;

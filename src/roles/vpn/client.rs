@@ -289,7 +289,12 @@ impl Client {
                 let is_welcome = self.connection.on_welcome(now, tx, keepalive);
                 if is_welcome {
                     self.heard(now);
-                    self.settle(now, source, Settled { ipv4, ipv6, mtu, dns, server: source }, host)?;
+                    self.settle(
+                        now,
+                        source,
+                        Settled { ipv4, ipv6, mtu, dns, server: source },
+                        host,
+                    )?;
                 }
                 is_welcome
             }
@@ -395,9 +400,8 @@ impl Client {
     /// Only the server is listened to, and it is the only peer.
     fn publish(&self) {
         let servers = self.connection.servers().iter();
-        let host = |server: &SocketAddr| {
-            Prefix::new(server.ip(), if server.is_ipv4() { 32 } else { 128 })
-        };
+        let host =
+            |server: &SocketAddr| Prefix::new(server.ip(), if server.is_ipv4() { 32 } else { 128 });
         let options = TableOptions {
             peer_to_peer: false,
             reports_strangers: false,

@@ -23,15 +23,11 @@ const TUNNEL: &[Opt] = &[
         None,
         "The tunnel's device. Without it, the only one that there is (of status: all).",
     ),
-    Opt::value(
-        &["--runtime-dir"],
-        "DIR",
-        Some("/run/udpferry"),
-        "The tunnel's own --runtime-dir.",
-    ),
+    Opt::value(&["--runtime-dir"], "DIR", Some("/run/udpferry"), "The tunnel's own --runtime-dir."),
 ];
 
-const FORMAT: &[Opt] = &[Opt::switch(&["--json"], "Print an object in JSON on a line for each tunnel.")];
+const FORMAT: &[Opt] =
+    &[Opt::switch(&["--json"], "Print an object in JSON on a line for each tunnel.")];
 
 /// The options of `vpn status`.
 pub const STATUS: Command = Command {

@@ -94,12 +94,11 @@ impl Counters {
             let help = "Clients that are gone, by reason.";
             labelled("udpferry_vpn_clients_ended_total", help, ("reason", reason))
         });
-        let refused = ["full", "no-address", "address-taken", "address-outside", "version"].map(
-            |reason| {
+        let refused =
+            ["full", "no-address", "address-taken", "address-outside", "version"].map(|reason| {
                 let help = "Clients that got no addresses, by reason.";
                 labelled("udpferry_vpn_clients_refused_total", help, ("reason", reason))
-            },
-        );
+            });
         let lost = Loss::LABELS.map(|reason| {
             let help = "Times that a client lost its server, by reason.";
             labelled("udpferry_vpn_connections_lost_total", help, ("reason", reason))

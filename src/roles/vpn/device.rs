@@ -48,7 +48,9 @@ impl Device {
         self.mtu = mtu;
         let name = self.tun.name().to_owned();
         let cannot = |what: String| move || format!("cannot {what} the device {name}");
-        self.netlink.set_up(self.index, true).map_err(Error::while_doing(cannot("bring up".into())))?;
+        self.netlink
+            .set_up(self.index, true)
+            .map_err(Error::while_doing(cannot("bring up".into())))?;
         for address in std::mem::take(&mut self.addresses) {
             if addresses.contains(&address) {
                 self.addresses.push(address);

@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn a_client_is_the_same_after_a_restart() {
-        let directory = std::env::temp_dir().join(format!("udpferry-client-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("udpferry-client-{}", std::process::id()));
         let name = Destination::parse("vpn.example.net", 5555).unwrap();
         let servers = ["192.0.2.1:5555".parse().unwrap(), "[2001:db8::1]:5555".parse().unwrap()];
         let mut first = Identity::open(&directory, "vpnc").unwrap();

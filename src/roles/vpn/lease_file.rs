@@ -97,7 +97,8 @@ fn text(leases: &Leases) -> String {
     for (client, addresses) in leases.iter() {
         // Writing to a String cannot fail.
         let _ = write!(text, "{}", hex(client));
-        for address in [addresses.ipv4().map(Into::into), addresses.ipv6().map(std::net::IpAddr::V6)]
+        for address in
+            [addresses.ipv4().map(Into::into), addresses.ipv6().map(std::net::IpAddr::V6)]
         {
             let _ = match address {
                 Some(address) => write!(text, " {address}"),
@@ -166,7 +167,8 @@ mod tests {
 
     #[test]
     fn leases_come_back_from_their_file() {
-        let directory = std::env::temp_dir().join(format!("udpferry-leases-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("udpferry-leases-{}", std::process::id()));
         let mut before = leases();
         let mut file = LeaseFile::open(Some(&directory), "vpns", &mut before).unwrap();
         before.take(ClientId([1; 16]), Wishes::default()).unwrap();

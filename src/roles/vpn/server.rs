@@ -87,7 +87,10 @@ impl Server {
             server.plane.order(&order);
         }
         server.plane.order(&Order::AddDevice(DEVICE, Arc::clone(&server.device.tun)));
-        host.serve(&ServerPlan { networks: networks(&server.config), nat: server.config.nat.clone() })?;
+        host.serve(&ServerPlan {
+            networks: networks(&server.config),
+            nat: server.config.nat.clone(),
+        })?;
         log::info!("{}: up with {}", server.config.shared.tun, words(server.device.addresses()));
         if let Some(command) = &server.config.shared.hooks.up {
             hooks::run_and_log(command, &server.facts(), hooks::UP_LIMIT);

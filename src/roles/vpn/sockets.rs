@@ -2,8 +2,8 @@
 
 use super::SharedConfig;
 use crate::error::Error;
-use crate::net::udp::UdpSocket;
 use crate::net::listen;
+use crate::net::udp::UdpSocket;
 use crate::roles::data_plane::orders::Order;
 use crate::roles::data_plane::table::SocketId;
 use std::io;

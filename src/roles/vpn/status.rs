@@ -45,8 +45,7 @@ pub(super) struct Status {
 impl Status {
     /// For people.
     pub(super) fn text(&self) -> String {
-        let mut text =
-            format!("{}: {}, for {}\n", self.device, self.side, for_people(self.up_for));
+        let mut text = format!("{}: {}, for {}\n", self.device, self.side, for_people(self.up_for));
         // Writing to a String cannot fail.
         for (name, value) in &self.facts {
             let _ = writeln!(text, "  {:<11}{value}", format!("{name}:"));
@@ -59,8 +58,9 @@ impl Status {
             );
         }
         for peer in &self.peers {
-            let heard =
-                peer.last_heard.map_or("never".to_owned(), |ago| format!("{} ago", for_people(ago)));
+            let heard = peer
+                .last_heard
+                .map_or("never".to_owned(), |ago| format!("{} ago", for_people(ago)));
             let bare = if peer.is_bare { " bare" } else { "" };
             let _ = writeln!(
                 text,

@@ -43,7 +43,10 @@ pub const SERVER_COMMAND: Command = Command {
         ("Common", COMMON),
     ],
     examples: &[
-        ("udpferry vpn server --plaintext --nat", "Clients reach the Internet with this host's address."),
+        (
+            "udpferry vpn server --plaintext --nat",
+            "Clients reach the Internet with this host's address.",
+        ),
         (
             "udpferry vpn server --plaintext --address 10.0.0.2/24 --address fd00::2/64 --allow-from 198.51.100.0/24",
             "Both families inside; only clients of that network may come.",
@@ -98,10 +101,7 @@ const TUNNEL: &[Opt] = &[
         default: None,
         help: "Tell clients of this DNS server; up to 3 times. They use it with --dns pushed.",
     },
-    Opt::switch(
-        &["--no-client-to-client"],
-        "Drop and count what clients send to each other.",
-    ),
+    Opt::switch(&["--no-client-to-client"], "Drop and count what clients send to each other."),
     Opt::switch(
         &["--allow-bare"],
         "Also serve clients that only send IP packets, from an inner address that is free. Nothing \

@@ -213,7 +213,8 @@ impl Client {
             ("MTU", self.device.mtu().to_string()),
         ];
         if let Some(settled) = &self.settled {
-            let text = |address: Option<IpAddr>| address.map_or_else(String::new, |it| it.to_string());
+            let text =
+                |address: Option<IpAddr>| address.map_or_else(String::new, |it| it.to_string());
             let dns: Vec<String> = settled.dns.iter().map(|it| it.to_string()).collect();
             facts.extend([
                 ("SERVER4", text(settled.ipv4.map(|ipv4| ipv4.server.into()))),

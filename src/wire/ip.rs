@@ -190,6 +190,13 @@ impl Sum {
         Sum(self.0.wrapping_add(u16::from_ne_bytes(word.to_be_bytes()).into()))
     }
 
+    /// Adds two words.
+    #[inline]
+    #[must_use]
+    pub fn with_u32(self, words: u32) -> Sum {
+        Sum(self.0.wrapping_add(u32::from_ne_bytes(words.to_be_bytes()).into()))
+    }
+
     /// The sum itself, as it is stored: what a checksum field holds that shall be completed by
     /// adding the bytes it protects.
     #[inline]

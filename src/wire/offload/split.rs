@@ -5,12 +5,12 @@ use crate::wire::ip::{
     Header, Sum, TCP, TCP_CHECKSUM_AT, TCP_HEADER_LEN, UDP, UDP_CHECKSUM_AT, UDP_HEADER_LEN,
 };
 
-/// Where a TCP header has its sequence number and its flags.
+/// Where a TCP header has its sequence number, and the word of its flags.
 const SEQUENCE_AT: usize = 4;
-const FLAGS_AT: usize = 13;
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;
+const WORDS_AND_FLAGS_AT: usize = 12;
+const FIN: u16 = 0x01;
+const PSH: u16 = 0x08;
+const CWR: u16 = 0x80;
 /// Where a UDP header has its length.
 const UDP_LEN_AT: usize = 4;
 
@@ -94,62 +94,109 @@ impl<'a> Split<'a> {
     /// `out` is shorter than [`Split::total_len`].
     pub fn write(&self, prefix: &[u8], out: &mut [u8]) -> Option<()> {
         let mut rest = out.get_mut(..self.total_len(prefix.len()))?;
+        let common = self.common()?;
         let last = self.packets().wrapping_sub(1);
         for (index, payload) in self.payload.chunks(self.segment_len).enumerate() {
-            let len = self.headers.len().wrapping_add(payload.len());
             let (front, behind) = rest.split_at_mut_checked(prefix.len())?;
             front.copy_from_slice(prefix);
-            let (packet, behind) = behind.split_at_mut_checked(len)?;
-            let (headers, body) = packet.split_at_mut_checked(self.headers.len())?;
+            let (headers, behind) = behind.split_at_mut_checked(self.headers.len())?;
             headers.copy_from_slice(self.headers);
+            let (body, behind) = behind.split_at_mut_checked(payload.len())?;
             body.copy_from_slice(payload);
-            self.finish(packet, index, index == last)?;
+            self.finish(headers, &common, payload, index, index == last)?;
             rest = behind;
         }
         Some(())
     }
 
+    /// What is the same in all packets.
+    ///
+    /// Sums are taken of what was read: a processor that loads a word of a header which has just been
+    /// stored in pieces waits until all of them are in the cache.
+    fn common(&self) -> Option<Common> {
+        let (ip, segment) = self.headers.split_at_checked(self.transport)?;
+        let word = |bytes: &[u8], at| Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+        // Taking a word away is adding its complement (RFC 1071 section 2 (C)).
+        let ip_sum = [2, 4, 10]
+            .into_iter()
+            .try_fold(Sum::default().with(ip), |sum, at| Some(sum.with_u16(!word(ip, at)?)))?;
+        let own: &[usize] = match self.protocol {
+            TCP => &[SEQUENCE_AT, 6, WORDS_AND_FLAGS_AT, TCP_CHECKSUM_AT],
+            _ => &[UDP_LEN_AT, UDP_CHECKSUM_AT],
+        };
+        let pseudo = self.ip.pseudo_sum(self.protocol, 0);
+        let segment_sum = own
+            .iter()
+            .try_fold(pseudo.with(segment), |sum, at| Some(sum.with_u16(!word(segment, *at)?)))?;
+        let sequence = segment.get(SEQUENCE_AT..)?.first_chunk().map(|it| u32::from_be_bytes(*it));
+        Some(Common {
+            ip_sum,
+            segment_sum,
+            id: word(ip, 4)?,
+            sequence: sequence?,
+            words_and_flags: if self.protocol == TCP {
+                word(segment, WORDS_AND_FLAGS_AT)?
+            } else {
+                0
+            },
+        })
+    }
+
     /// Changes what the headers of the packet with that index must have of their own.
     #[inline]
-    fn finish(&self, packet: &mut [u8], index: usize, is_last: bool) -> Option<()> {
-        let (ip, segment) = packet.split_at_mut_checked(self.transport)?;
-        let segment_len = u16::try_from(segment.len()).ok()?;
+    fn finish(
+        &self,
+        headers: &mut [u8],
+        common: &Common,
+        payload: &[u8],
+        index: usize,
+        is_last: bool,
+    ) -> Option<()> {
+        let (ip, segment) = headers.split_at_mut_checked(self.transport)?;
+        let segment_len = u16::try_from(segment.len().checked_add(payload.len())?).ok()?;
         if self.ip.source.is_ipv4() {
             let len = u16::try_from(ip.len()).ok()?.checked_add(segment_len)?;
-            put(ip, 2, len.to_be_bytes())?;
-            let id = u16::from_be_bytes(*ip.get(4..)?.first_chunk()?);
             // The ids of what was one packet follow each other, as inet_gso_segment in
             // linux/net/ipv4/af_inet.c has it.
             #[allow(clippy::cast_possible_truncation)] // Ids wrap.
-            put(ip, 4, id.wrapping_add(index as u16).to_be_bytes())?;
-            put(ip, 10, [0, 0])?;
-            let sum = Sum::default().with(ip).checksum();
-            put(ip, 10, sum)?;
+            let id = common.id.wrapping_add(index as u16);
+            put(ip, 2, len.to_be_bytes())?;
+            put(ip, 4, id.to_be_bytes())?;
+            put(ip, 10, common.ip_sum.with_u16(len).with_u16(id).checksum())?;
         } else {
             let extensions = u16::try_from(ip.len().checked_sub(self.ip.transport)?).ok()?;
             put(ip, 4, segment_len.checked_add(extensions)?.to_be_bytes())?;
         }
-        let checksum_at = if self.protocol == TCP {
-            let sequence = u32::from_be_bytes(*segment.get(SEQUENCE_AT..)?.first_chunk()?);
-            let offset = index.wrapping_mul(self.segment_len);
-            #[allow(clippy::cast_possible_truncation)] // Sequence numbers wrap.
-            let sequence = sequence.wrapping_add(offset as u32);
-            put(segment, SEQUENCE_AT, sequence.to_be_bytes())?;
-            let flags = segment.get_mut(FLAGS_AT)?;
-            if !is_last {
-                *flags &= !(FIN | PSH);
-            }
-            if index > 0 {
-                *flags &= !CWR;
-            }
-            TCP_CHECKSUM_AT
-        } else {
+        let sum = common.segment_sum.with_u16(segment_len).with(payload);
+        if self.protocol == UDP {
             put(segment, UDP_LEN_AT, segment_len.to_be_bytes())?;
-            UDP_CHECKSUM_AT
-        };
-        put(segment, checksum_at, [0, 0])?;
-        let sum = self.ip.pseudo_sum(self.protocol, segment.len()).with(segment);
-        let checksum = if self.protocol == TCP { sum.checksum() } else { sum.udp_checksum() };
-        put(segment, checksum_at, checksum)
+            return put(segment, UDP_CHECKSUM_AT, sum.with_u16(segment_len).udp_checksum());
+        }
+        #[allow(clippy::cast_possible_truncation)] // Sequence numbers wrap.
+        let sequence = common.sequence.wrapping_add(index.wrapping_mul(self.segment_len) as u32);
+        let mut flags = common.words_and_flags;
+        if !is_last {
+            flags &= !(FIN | PSH);
+        }
+        if index > 0 {
+            flags &= !CWR;
+        }
+        put(segment, SEQUENCE_AT, sequence.to_be_bytes())?;
+        put(segment, WORDS_AND_FLAGS_AT, flags.to_be_bytes())?;
+        let sum = sum.with_u32(sequence).with_u16(flags);
+        put(segment, TCP_CHECKSUM_AT, sum.checksum())
     }
+}
+
+/// What all packets have in common: sums without what each has of its own, and where that begins.
+struct Common {
+    /// Without length, id and checksum.
+    ip_sum: Sum,
+    /// Of pseudo header and header, without lengths, sequence number, flags and checksum.
+    segment_sum: Sum,
+    id: u16,
+    /// TCP's.
+    sequence: u32,
+    /// TCP's length of the header, and flags.
+    words_and_flags: u16,
 }

@@ -126,11 +126,8 @@ impl Control {
     }
 
     fn accept(&mut self, ready: (Token, Readiness), now: Instant, events: &mut EventLoop) {
-        let mut socket = match self.listener.accept() {
-            Ok((socket, _)) => socket,
-            // None waits any more; or there is no descriptor for it, and it may ask again.
-            Err(_) => return,
-        };
+        // None waits any more; or there is no descriptor for it, and it may ask again.
+        let Ok((mut socket, _)) = self.listener.accept() else { return };
         events.again(ready.0, ready.1);
         if !is_trusted(&socket) {
             return;

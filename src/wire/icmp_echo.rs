@@ -197,8 +197,8 @@ mod tests {
         }
         let mut packet = Vec::new();
         assert!(!write_request(&mut packet, &echo("10.0.0.1", "fd00::2", b"")));
-        assert!(!write_request(&mut packet, &echo("fd00::1", "fd00::2", &[0; 65_528])));
-        assert!(!write_request(&mut packet, &echo("10.0.0.1", "10.0.0.2", &[0; 65_508])));
+        assert!(!write_request(&mut packet, &echo("fd00::1", "fd00::2", &vec![0; 65_528])));
+        assert!(!write_request(&mut packet, &echo("10.0.0.1", "10.0.0.2", &vec![0; 65_508])));
         assert!(packet.is_empty());
     }
 

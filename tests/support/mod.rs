@@ -8,10 +8,11 @@ pub mod kernel;
 pub mod pki;
 pub mod programs;
 
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -93,12 +94,15 @@ impl Service {
     pub fn start_as_given(args: &[&str], change: impl FnOnce(&mut Command)) -> Service {
         let scratch = Scratch::new();
         let log = scratch.path("log");
-        let name = format!("udpferry-test-{}", unique());
-        let ready = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
+        // A file: an abstract name is not seen from other network namespaces. Everybody may write
+        // to it, as a role may have given up root by then.
+        let notify = scratch.path("notify");
+        let ready = UnixDatagram::bind(&notify).unwrap();
+        std::fs::set_permissions(&notify, Permissions::from_mode(0o777)).unwrap();
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut command = Command::new(UDPFERRY);
         command.args(args).arg("--log-file").arg(&log);
-        command.env("NOTIFY_SOCKET", format!("@{name}")).stdin(Stdio::null());
+        command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
         change(&mut command);
         let child = command.spawn().unwrap();
         let service = Service { child: Some(child), ready, log, _scratch: scratch };

@@ -58,10 +58,14 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(mut command: Command) -> Process {
+    pub fn start(command: Command) -> Process {
+        Process::start_with_stdin(command, Stdio::null())
+    }
+
+    pub fn start_with_stdin(mut command: Command, stdin: Stdio) -> Process {
         let scratch = Scratch::new();
         let file = |name: &str| std::fs::File::create(scratch.path(name)).unwrap();
-        command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
+        command.stdin(stdin).stdout(file("stdout")).stderr(file("stderr"));
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         Process { child: Some(child), scratch }
     }

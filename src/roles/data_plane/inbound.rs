@@ -240,12 +240,12 @@ impl Pass<'_> {
         let options = self.members.table.options();
         let Origin::Peer(peer) = origin else {
             if options.reports_strangers {
-                self.report_stranger(message, source, ip.source);
+                self.report_stranger(message, source, (ip.source, packet));
             }
             return Err(DropReason::UnknownEndpoint);
         };
         if !peer.inner.has(ip.source) || options.own.contains(&ip.source) {
-            self.report_stranger(message, source, ip.source);
+            self.report_stranger(message, source, (ip.source, packet));
             return Err(DropReason::ForeignSource);
         }
         let len = packet.len();
@@ -278,7 +278,12 @@ impl Pass<'_> {
     }
 
     /// Once for all that came in a row.
-    fn report_stranger(&mut self, message: &Received<'_>, source: SocketAddr, inner: IpAddr) {
+    fn report_stranger(
+        &mut self,
+        message: &Received<'_>,
+        source: SocketAddr,
+        (inner_source, packet): (IpAddr, Range<usize>),
+    ) {
         if self.reported == Some(source) {
             return;
         }
@@ -287,7 +292,12 @@ impl Pass<'_> {
             socket: self.socket,
             source,
             destination: message.destination(),
-            inner_source: inner,
+            inner_source,
+            packet: if packet.len() <= CONTROL_LEN_MAX {
+                self.buffer[packet].into()
+            } else {
+                Box::default()
+            },
         });
     }
 

@@ -27,14 +27,16 @@ mod outbound;
 mod sending;
 
 use crate::error::Error;
+use crate::net::tun::TunDevice;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::metrics::Registry;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::runtime::thread::{self, Thread};
-use counters::Counters;
+use crate::wire::offload::VIRTIO_HEADER_LEN;
+use counters::{Counters, PeerCounters};
 use mio::Token;
 use orders::{Order, Report, Reports};
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 /// How much a thread needs of its stack: its buffers are in the heap.
@@ -43,6 +45,15 @@ const STACK: usize = 128 * 1024;
 /// Orders that may wait. The main thread waits for room when there are more: the threads never wait
 /// for it.
 const ORDERS_MAX: usize = 64;
+
+/// Writes a packet that was reported with a stranger to its device, now that he is a peer.
+pub fn deliver(packet: &[u8], device: &TunDevice, peer: &PeerCounters) -> io::Result<()> {
+    let header = [0; VIRTIO_HEADER_LEN];
+    let front = if device.offloads().header { &header[..] } else { &[] };
+    device.write(&[IoSlice::new(front), IoSlice::new(packet)])?;
+    peer.received(1, packet.len() as u64);
+    Ok(())
+}
 
 /// The two threads at work.
 pub struct Plane {

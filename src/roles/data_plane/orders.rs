@@ -58,6 +58,9 @@ pub enum Report {
         destination: Option<IpAddr>,
         /// Whom the packet says it is from.
         inner_source: IpAddr,
+        /// The packet, for who becomes a peer by it; empty if it is longer than
+        /// [`CONTROL_LEN_MAX`].
+        packet: Box<[u8]>,
     },
     /// The device is gone (`ip link del`), or cannot be watched. Nothing is read from it any more.
     DeviceGone {

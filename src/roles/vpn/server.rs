@@ -11,8 +11,9 @@ use super::{DEVICE, ETHERNET_MTU, ServerConfig, mtu_inside, socket_path, tell_pl
 use crate::error::Error;
 use crate::net::netlink::{Netlink, Network};
 use crate::roles::control::{Answer, Control};
-use crate::roles::data_plane::Plane;
+use crate::roles::data_plane::counters::PeerCounters;
 use crate::roles::data_plane::orders::{Order, Report};
+use crate::roles::data_plane::{self, Plane};
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::host::server::ServerPlan;
 use crate::roles::host::{Host, Places, hooks};
@@ -158,9 +159,12 @@ impl Server {
                     let from = contact(socket.0, source, destination);
                     self.desk.hear(now, from, &bytes);
                 }
-                Report::Stranger { socket, source, destination, inner_source } => {
+                Report::Stranger { socket, source, destination, inner_source, packet } => {
                     let from = contact(socket.0, source, destination);
-                    self.desk.meet_stranger(now, from, inner_source);
+                    if let Some(peer) = self.desk.meet_stranger(now, from, inner_source) {
+                        self.publish(now);
+                        self.deliver(&packet, &peer);
+                    }
                 }
                 Report::DeviceGone { error, .. } => {
                     return Err(gone(&format!("the device {}", self.config.shared.tun), error));
@@ -177,6 +181,15 @@ impl Server {
         }
         self.publish(now);
         Ok(())
+    }
+
+    /// The packet by which a bare client came is not lost.
+    fn deliver(&self, packet: &[u8], peer: &PeerCounters) {
+        if self.desk.is_for_us(packet) {
+            if let Err(error) = data_plane::deliver(packet, &self.device.tun, peer) {
+                log::debug!("a bare client's first packet: {error}");
+            }
+        }
     }
 
     fn publish(&mut self, now: Instant) {

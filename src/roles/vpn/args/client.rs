@@ -46,7 +46,7 @@ pub const CLIENT_COMMAND: Command = Command {
             "Reach that network through the server.",
         ),
         (
-            "udpferry vpn client vpn.example.net --plaintext --default-route --kill-switch --dns pushed",
+            "udpferry vpn client vpn.example.net --plaintext --default-route --kill-switch --dns server",
             "Everything through the server, and nothing beside it.",
         ),
     ],
@@ -98,16 +98,16 @@ const ROUTES: &[Opt] = &[
     },
     Opt::switch(
         &["--kill-switch"],
-        "Let nothing leave beside the tunnel, from the start on and when this client is killed, until \
-         its end or `udpferry vpn down`.",
+        "Let nothing leave beside the tunnel as soon as the server's address is known, also when this \
+         client is killed, until its end or `udpferry vpn down`.",
     ),
     Opt {
         names: &["--dns"],
-        takes: Takes::One("ADDR|pushed"),
+        takes: Takes::One("ADDR|server"),
         times_max: DNS_MAX,
         default: None,
-        help: "Resolve names by this server, up to 3 times, or with the word pushed by those that \
-               the server tells (--push-dns there).",
+        help: "Resolve names by this DNS server, up to 3 times, or with the word server by those \
+               that the server tells (--push-dns there).",
     },
     Opt::value(
         &["--confirm"],
@@ -159,11 +159,11 @@ fn network(text: &str) -> Result<Network, String> {
 }
 
 fn dns(text: &str) -> Result<Dns, String> {
-    if text == "pushed" {
+    if text == "server" {
         return Ok(Dns::Pushed);
     }
     let parsed: Result<IpAddr, String> = address(text);
-    parsed.map(Dns::Server).map_err(|allowed| format!("pushed, or {allowed}"))
+    parsed.map(Dns::Server).map_err(|allowed| format!("server, or {allowed}"))
 }
 
 fn confirm(text: &str) -> Result<Duration, String> {

@@ -99,7 +99,7 @@ const TUNNEL: &[Opt] = &[
         takes: Takes::One("ADDR"),
         times_max: DNS_MAX,
         default: None,
-        help: "Tell clients of this DNS server; up to 3 times. They use it with --dns pushed.",
+        help: "Tell clients of this DNS server; up to 3 times. They use it with --dns server.",
     },
     Opt::switch(&["--no-client-to-client"], "Drop and count what clients send to each other."),
     Opt::switch(
@@ -128,13 +128,13 @@ const LIMITS: &[Opt] = &[
     Opt::value(
         &["--max-clients"],
         "N",
-        Some("250"),
+        Some("1000"),
         "Clients at once, 1 to 65536; further ones are refused, and told so.",
     ),
     Opt::value(
         &["--idle-timeout"],
         "TIME",
-        Some("60"),
+        Some("180"),
         "A client that nothing has come from for so long is gone, 2 s to 18 h; its address waits for \
          it as long as nobody else needs it. Clients send a keepalive every --keepalive.",
     ),

@@ -16,7 +16,7 @@ use std::time::Instant;
 const MTU_MIN: u16 = 576;
 
 /// What the server has given us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Settled {
     pub(super) ipv4: Option<Assignment<Ipv4Addr>>,
     pub(super) ipv6: Option<Assignment<Ipv6Addr>>,
@@ -97,7 +97,7 @@ impl Client {
     ) -> Result<(), Error> {
         self.counters.connections.increment();
         self.counters.connected.set(1);
-        let before = self.settled.replace(new.clone());
+        let before = self.settled.replace(new);
         let is_changed = self.set_device(&new)?;
         if is_changed || before.as_ref().map(|before| before.server) != Some(new.server) {
             self.publish();

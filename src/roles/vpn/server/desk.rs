@@ -16,6 +16,7 @@ use crate::state::vpn::clients::{Change, Client, Clients, Entered, NotBound, Num
 use crate::state::vpn::leases::Leases;
 use crate::state::vpn::subnet::Subnet;
 use crate::state::vpn::{Addresses, Wishes};
+use crate::wire::ip::Header;
 use crate::wire::vpn::{
     Answer, Assignment, ClientId, Cookie, DnsServers, Refusal, Request, VERSION,
     parse_hello_of_other_version, parse_request, write_answer,
@@ -141,20 +142,43 @@ impl Desk {
 
     /// A packet has come from an endpoint that nobody has, or with somebody else's inner source; the
     /// data plane has dropped it.
-    pub(super) fn meet_stranger(&mut self, now: Instant, from: Contact, inner: IpAddr) {
-        if !self.settings.allows_bare || from.endpoint.port() == 0 {
-            return self.ask_who(now, from);
+    /// Returns the counters of who may have his packet delivered.
+    pub(super) fn meet_stranger(
+        &mut self,
+        now: Instant,
+        from: Contact,
+        inner: IpAddr,
+    ) -> Option<Arc<PeerCounters>> {
+        let known = self.clients.at_endpoint(from.endpoint);
+        if known.is_some_and(|client| client.id.is_some()) || from.endpoint.port() == 0 {
+            // It knows its addresses. A host sends from others as well: IPv6's link-local one.
+            return None;
+        }
+        if !self.settings.allows_bare {
+            self.ask_who(now, from);
+            return None;
         }
         let peers = &self.peers;
         let heard = |number| peers.get(&number)?.counters.last_heard();
         match self.clients.bind(now, from, inner, heard) {
-            Ok(entered) => self.note(now, from, entered, None),
+            Ok(entered) => {
+                self.note(now, from, entered, None);
+                let peer = self.peers.get(&entered.number);
+                return peer.map(|peer| Arc::clone(&peer.counters));
+            }
             // A client with a number may have moved.
             Err(NotBound::Taken | NotBound::HasAnother) => self.ask_who(now, from),
             Err(NotBound::Full | NotBound::Outside) => {
                 self.refuse(now, from, DropReason::BareRefused);
             }
         }
+        None
+    }
+
+    /// Whether a packet with that destination is for this host or beyond, and not for another client,
+    /// who is the data plane's affair.
+    pub(super) fn is_for_us(&self, packet: &[u8]) -> bool {
+        Header::parse(packet).is_some_and(|header| !self.clients.has_address(header.destination))
     }
 
     fn greet(

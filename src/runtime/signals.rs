@@ -4,7 +4,7 @@ use mio::event::Source;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGWINCH};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,11 @@ const IMPATIENT_EXIT: i32 = 1;
 pub fn requests() -> SigSet {
     use Signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
     [SIGTERM, SIGINT, SIGHUP, SIGUSR1].into_iter().collect()
+}
+
+/// From now on a byte is written to `wake` whenever the terminal's window changes its size.
+pub fn tell_resizes(wake: std::os::unix::net::UnixStream) -> io::Result<()> {
+    signal_hook::low_level::pipe::register(SIGWINCH, wake).map(drop)
 }
 
 /// What the operator asked for.

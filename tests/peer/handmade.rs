@@ -1,7 +1,7 @@
 //! A member made by hand out of the library's parts: it says what ours never would.
 
 use crate::member::ROOM;
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, recv_from};
 use std::net::{SocketAddr, UdpSocket};
 use udpferry::roles::member_key::{Secret, member_of};
 use udpferry::roles::peer::identity::{PrivateKey, PublicKey};
@@ -112,7 +112,7 @@ impl Handmade {
 
     fn receive(&self) -> (Vec<u8>, SocketAddr) {
         let mut bytes = vec![0; BUFFER_LEN];
-        let (len, from) = self.socket.recv_from(&mut bytes).expect("nothing came");
+        let (len, from) = recv_from(&self.socket, &mut bytes).expect("nothing came");
         bytes.truncate(len);
         (bytes, from)
     }
@@ -176,7 +176,7 @@ fn register(
     send(&|bytes| write_request(bytes, &Request::Hello { tx: 1 }));
     let mut bytes = vec![0; BUFFER_LEN];
     loop {
-        let (len, _) = socket.recv_from(&mut bytes).expect("the server is silent");
+        let (len, _) = recv_from(socket, &mut bytes).expect("the server is silent");
         match parse_answer(&bytes[..len]) {
             Some(Answer::Cookie { pass, .. }) => {
                 let cipher = secret.towards(pass.server).unwrap();

@@ -1,7 +1,7 @@
 //! Rooms: cookies, registrations, introductions, leaving.
 
 use crate::server::{Member, NO_PASS, Server, is_silent_for, receive, socket_to};
-use crate::support::await_some;
+use crate::support::{await_some, recv};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
@@ -98,7 +98,7 @@ fn a_silent_member_expires() {
         // As clients do: a quarter of the expiry.
         one.ask(&Wish::Register { rtt_ms: 0, sealed: b"sealed" });
         let mut bytes = [0; 1024];
-        let len = one.socket.recv(&mut bytes).ok()?;
+        let len = recv(&one.socket, &mut bytes).ok()?;
         match parse_answer(&bytes[..len]) {
             Some(Answer::Gone { member }) => Some(member),
             _ => None,

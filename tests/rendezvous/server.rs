@@ -1,6 +1,6 @@
 //! A server on a free port of 127.0.0.1, and a member that hides nothing.
 
-use crate::support::{PATIENCE, Service, await_some, free_port, http_get};
+use crate::support::{PATIENCE, Service, await_some, free_port, http_get, recv};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
@@ -87,7 +87,7 @@ pub(crate) fn socket_to(server: SocketAddr) -> UdpSocket {
 
 pub(crate) fn receive(socket: &UdpSocket) -> Vec<u8> {
     let mut bytes = vec![0; 65_536];
-    let len = socket.recv(&mut bytes).expect("nothing came");
+    let len = recv(socket, &mut bytes).expect("nothing came");
     bytes.truncate(len);
     bytes
 }

@@ -58,8 +58,8 @@ struct Legacy {
     held: VecDeque<String>,
     /// Nothing more will be typed.
     input_ended: bool,
-    /// The user has left, or all is done.
-    ended: bool,
+    /// The user has left, or all is done: the exit code.
+    ended: Option<u8>,
     counters: Counters,
 }
 
@@ -98,7 +98,7 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<u8, Error> {
         terminal,
         held: VecDeque::new(),
         input_ended: false,
-        ended: false,
+        ended: None,
         counters,
     };
     let code = legacy.run(&mut frame)?;
@@ -114,8 +114,8 @@ impl Legacy {
                 let line = if self.peer.is_some() { "1 peer" } else { "no peer" };
                 (line.to_owned(), line.to_owned())
             };
-            if self.ended {
-                return Ok(0);
+            if let Some(code) = self.ended {
+                return Ok(code);
             }
             let deadline = self.give_up.map_or(self.next, |give_up| give_up.min(self.next));
             match frame.next_happening(Some(deadline), numbers)? {
@@ -171,8 +171,8 @@ impl Legacy {
 
     /// Does what was typed. Lines wait until somebody is there; who wants to leave may.
     fn obey(&mut self) {
-        if self.terminal.is_output_gone() {
-            self.ended = true;
+        if let Some(code) = self.terminal.must_end() {
+            self.ended = Some(code);
             return;
         }
         let held_max = if self.terminal.is_interactive() { HELD_MAX } else { 1 };
@@ -195,7 +195,9 @@ impl Legacy {
             }
         }
         // A pipe that ends early has been read for whoever comes.
-        self.ended |= self.input_ended && (self.is_talking() || self.terminal.is_interactive());
+        if self.input_ended && (self.is_talking() || self.terminal.is_interactive()) {
+            self.ended = Some(0);
+        }
     }
 
     fn send_held(&mut self) {

@@ -42,6 +42,8 @@ pub(super) struct Place {
     pub(super) socket: u16,
     /// The server's endpoint.
     pub(super) endpoint: SocketAddr,
+    /// All that its name has in this family, in the order in which they are tried.
+    addresses: Vec<SocketAddr>,
     /// How far it is.
     pub(super) registration: Registration,
     /// The server carries datagrams between members.
@@ -80,6 +82,16 @@ impl Place {
         true
     }
 
+    /// Goes on to the next address of a silent server; returns the old one.
+    fn turn(&mut self, now: Instant) -> Option<SocketAddr> {
+        let current = self.addresses.iter().position(|address| *address == self.endpoint);
+        let next = current.map_or(0, |current| (current + 1) % self.addresses.len());
+        let next = *self.addresses.get(next).filter(|next| **next != self.endpoint)?;
+        self.registration.restart(now);
+        (self.relay, self.seen) = (false, None);
+        Some(std::mem::replace(&mut self.endpoint, next))
+    }
+
     fn due_call(&mut self, now: Instant, tx: u64) -> Option<ToServer> {
         self.calls.retain(|call| call.left > 0 || call.next > now);
         if !self.registration.is_in() {
@@ -102,6 +114,8 @@ pub(super) struct Meeting {
     answers: Sender<Looked>,
     looked: Receiver<Looked>,
     places: Vec<Place>,
+    /// Servers that were silent, and whose place another one has taken.
+    left: Vec<SocketAddr>,
 }
 
 /// Brings the addresses of a name into the order in which a room's members try them: another one
@@ -127,6 +141,7 @@ impl Meeting {
             answers,
             looked,
             places: Vec::new(),
+            left: Vec::new(),
         };
         for server in 0..meeting.servers.len() {
             meeting.look_up(server, now);
@@ -172,7 +187,7 @@ impl Meeting {
         is_new
     }
 
-    /// A server's place over one socket: at the first address, or another one if that is silent.
+    /// A server's place over one socket: at the first address, until that is silent.
     fn settle(
         &mut self,
         server: usize,
@@ -181,21 +196,22 @@ impl Meeting {
         network: &Network,
         now: Instant,
     ) -> bool {
-        let mut fits =
+        let fits =
             found.iter().copied().filter(|address| network.number_for(*address) == Some(socket));
         let place =
             self.places.iter_mut().find(|place| place.server == server && place.socket == socket);
         let Some(place) = place else {
+            let addresses: Vec<SocketAddr> = fits.collect();
             // Two names of one server are one server.
             let is_known =
                 |endpoint: &SocketAddr| self.places.iter().any(|place| place.endpoint == *endpoint);
-            let Some(endpoint) = fits.find(|endpoint| !is_known(endpoint)) else {
-                return false;
-            };
+            let endpoint = addresses.iter().copied().find(|endpoint| !is_known(endpoint));
+            let Some(endpoint) = endpoint else { return false };
             self.places.push(Place {
                 server,
                 socket,
                 endpoint,
+                addresses,
                 registration: Registration::new(now),
                 relay: false,
                 seen: None,
@@ -203,16 +219,7 @@ impl Meeting {
             });
             return true;
         };
-        if !place.registration.is_silent() {
-            return false;
-        }
-        let addresses: Vec<SocketAddr> = fits.collect();
-        let current = addresses.iter().position(|address| *address == place.endpoint);
-        let next = current.map_or(0, |current| (current + 1) % addresses.len().max(1));
-        if let Some(endpoint) = addresses.get(next).filter(|next| **next != place.endpoint) {
-            place.endpoint = *endpoint;
-            place.registration.restart(now);
-        }
+        place.addresses = fits.collect();
         false
     }
 
@@ -223,6 +230,10 @@ impl Meeting {
         random: u64,
     ) -> Option<(u16, SocketAddr, ToServer)> {
         for at in 0..self.places.len() {
+            let place = self.places.get_mut(at)?;
+            if place.registration.is_silent() && place.registration.next_deadline() <= now {
+                self.left.extend(place.turn(now));
+            }
             let place = self.places.get_mut(at)?;
             if let Some(step) = place.registration.poll(now, random) {
                 let (socket, endpoint, server) = (place.socket, place.endpoint, place.server);
@@ -248,6 +259,11 @@ impl Meeting {
             calls.map(|call| call.next).chain([place.registration.next_deadline()])
         });
         due.chain(unresolved).min()
+    }
+
+    /// Servers that are asked no more, since this was called last.
+    pub(super) fn take_left(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.left)
     }
 
     /// Asks every server to introduce that member again.

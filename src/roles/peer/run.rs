@@ -174,6 +174,9 @@ impl Run {
                 self.send_request(socket, server, &request);
             }
             self.meeting.retry_lookups(now);
+            for server in self.meeting.take_left() {
+                self.server_left(server, now);
+            }
         }
         if now >= self.next_address_check {
             self.next_address_check = now + ADDRESS_CHECK;

@@ -20,8 +20,8 @@ impl Run {
     /// Does what was typed. In a pipe, a line waits until somebody is there and has room for it, and
     /// the pipe with it.
     pub(super) fn read_terminal(&mut self, now: Instant) {
-        if self.terminal.is_output_gone() {
-            self.exit = Some(0);
+        if let Some(code) = self.terminal.must_end() {
+            self.exit = Some(code);
             return;
         }
         loop {

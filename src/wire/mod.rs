@@ -4,6 +4,7 @@
 pub mod cursor;
 pub mod dns;
 pub mod length_prefix;
+pub mod mesh;
 pub mod peer;
 pub mod pool;
 pub mod proxy_protocol;

@@ -10,4 +10,5 @@ pub mod sys;
 pub mod tcp;
 pub mod tls;
 pub mod tls_failure;
+pub mod tun;
 pub mod udp;

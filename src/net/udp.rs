@@ -61,7 +61,7 @@ impl UdpSocket {
 
     fn bind_made(socket: Socket, local: SocketAddr) -> io::Result<UdpSocket> {
         // Both only save work or add a count, and old kernels have neither: a refusal is no failure.
-        let _ = sockopt::receive_merged(&socket);
+        let _ = sockopt::receive_merged(&socket, true);
         let _ = sockopt::report_drops(&socket);
         let segmentation = *KNOWS_SEGMENTATION.get_or_init(|| sockopt::knows_segmentation(&socket));
         socket.bind(&local.into())?;
@@ -90,12 +90,23 @@ impl UdpSocket {
 
     /// Starts a batch of datagrams out of this socket.
     pub fn batch<'q, 'd>(&'q self, queue: &'q mut SendQueue) -> SendBatch<'q, 'd> {
-        queue.batch(&self.socket, self.segmentation.load(Ordering::Relaxed))
+        queue.batch(&self.socket, self.segments())
     }
 
     /// Remembers that the kernel or the route's device does not segment.
     pub fn stop_segmentation(&self) {
         self.segmentation.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether runs of equal datagrams leave as one.
+    pub fn segments(&self) -> bool {
+        self.segmentation.load(Ordering::Relaxed)
+    }
+
+    /// From now on each received message is one datagram (no `UDP_GRO`).
+    pub fn stop_merging(&self) {
+        // A kernel that does not know the option does not merge.
+        let _ = sockopt::receive_merged(&self.socket, false);
     }
 
     /// Receives a batch; see [`ReceiveQueue::receive`].

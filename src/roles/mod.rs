@@ -1,5 +1,6 @@
 //! The programs, and the table that names them.
 
+pub mod data_plane;
 pub mod dial;
 pub mod frame;
 pub mod framed;

@@ -3,8 +3,10 @@
 
 pub mod cursor;
 pub mod dns;
+pub mod ip;
 pub mod length_prefix;
 pub mod mesh;
+pub mod offload;
 pub mod peer;
 pub mod pool;
 pub mod proxy_protocol;

@@ -30,7 +30,7 @@ const RULES: &[Rule] = &[
     Rule {
         layer: "net",
         layers: &["wire", "net"],
-        crates: &["libc", "mio", "native_tls", "openssl", "socket2"],
+        crates: &["libc", "mio", "native_tls", "openssl", "socket2", "tun"],
         std_refused: &[],
     },
     Rule {
@@ -74,6 +74,7 @@ const RULES: &[Rule] = &[
 
 /// Modules of `roles` that are no role: what all roles share.
 const ROLE_FRAME: &[&str] = &[
+    "data_plane",
     "dial",
     "frame",
     "framed",

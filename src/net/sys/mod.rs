@@ -8,4 +8,5 @@ pub mod heap;
 pub mod listen_fds;
 pub mod mmsg;
 pub mod sockopt;
+pub mod tun;
 pub mod window;

@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, AsRawFd};
 /// linux/sockios.h; the libc crate does not have it.
 const SIOCOUTQNSD: libc::Ioctl = 0x894B;
 
-/// Lets the kernel hand over runs of datagrams merged (`UDP_GRO`, Linux 5.0).
-pub fn receive_merged(socket: &impl AsFd) -> io::Result<()> {
-    set_int(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+/// Whether the kernel hands over runs of datagrams merged (`UDP_GRO`, Linux 5.0).
+pub fn receive_merged(socket: &impl AsFd, wanted: bool) -> io::Result<()> {
+    set_int(socket, libc::SOL_UDP, libc::UDP_GRO, wanted.into())
 }
 
 /// Whether the kernel knows `UDP_SEGMENT` (Linux 4.18). One that does not ignores the control message

@@ -1,0 +1,16 @@
+//! From the sockets to the devices.
+
+use super::Link;
+use std::io;
+
+pub(super) fn run(mut link: Link) -> io::Result<()> {
+    loop {
+        link.events.wait(None)?;
+        while let Some(_) = link.events.next_ready() {
+            for _ in link.orders.drain() {}
+            if link.orders.is_closed() {
+                return Ok(());
+            }
+        }
+    }
+}

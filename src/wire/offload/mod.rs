@@ -1,0 +1,5 @@
+//! Many packets in one.
+
+/// x
+#[derive(Debug)]
+pub struct VirtioHeader;

@@ -6,6 +6,7 @@ pub mod frame;
 pub mod framed;
 pub mod listening;
 pub mod member_id;
+pub mod mesh;
 pub mod peer;
 pub mod pool;
 pub mod proof;

@@ -197,7 +197,7 @@ fn receives_sources_empty_and_largest_datagrams() {
 #[test]
 fn a_merged_train_comes_apart_again() {
     let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
-    sockopt::receive_merged(&receiver).unwrap();
+    sockopt::receive_merged(&receiver, true).unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
     let payloads: Vec<Vec<u8>> =
         (0..20u8).map(|n| vec![n; if n == 19 { 7 } else { 100 }]).collect();
@@ -375,7 +375,7 @@ fn a_train_has_one_source_and_keeps_it_when_it_is_taken_apart() {
 fn a_merged_train_tells_its_destination_and_the_kernels_drops_too() {
     for (any, to) in [("0.0.0.0:0", "127.0.0.2"), ("[::]:0", "::1")] {
         let (server, port) = wildcard(any);
-        sockopt::receive_merged(&server).unwrap();
+        sockopt::receive_merged(&server, true).unwrap();
         sockopt::report_drops(&server).unwrap();
         let to: IpAddr = to.parse().unwrap();
         let sender = socket(&any.replace("0.0.0.0", "127.0.0.1"));

@@ -1,0 +1,3 @@
+//! Many tunnels over one UDP port, changed while running.
+
+pub mod message;

@@ -59,6 +59,18 @@ impl UdpSocket {
         UdpSocket::bind_made(socket, local)
     }
 
+    /// The same, for datagrams that come in over that interface alone.
+    pub fn bind_on_device(
+        local: SocketAddr,
+        device: &str,
+        buffers: Buffers,
+    ) -> io::Result<UdpSocket> {
+        let socket = make(local, buffers)?;
+        sockopt::report_destinations(&socket, local.is_ipv6())?;
+        socket.bind_device(Some(device.as_bytes()))?;
+        UdpSocket::bind_made(socket, local)
+    }
+
     fn bind_made(socket: Socket, local: SocketAddr) -> io::Result<UdpSocket> {
         // Both only save work or add a count, and old kernels have neither: a refusal is no failure.
         let _ = sockopt::receive_merged(&socket, true);

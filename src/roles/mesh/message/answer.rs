@@ -57,7 +57,8 @@ pub fn page(
 ) -> String {
     let mut entries = entries.peekable();
     // The brackets and the field's name, and the mark that there is more.
-    let mut len = Value::Object(object.clone()).to_string().len() + r#","tunnel":[],"more":true"#.len();
+    let mut len =
+        Value::Object(object.clone()).to_string().len() + r#","tunnel":[],"more":true"#.len();
     let mut taken = Vec::new();
     while let Some(entry) = entries.peek() {
         len += entry.to_string().len() + 1;

@@ -86,7 +86,8 @@ pub fn written(tunnel: &Tunnel) -> Object {
     };
     put("framing", framing.into());
     if !tunnel.routes.is_empty() {
-        let routes: Vec<Value> = tunnel.routes.iter().map(|route| route.to_string().into()).collect();
+        let routes: Vec<Value> =
+            tunnel.routes.iter().map(|route| route.to_string().into()).collect();
         put("routes", routes.into());
     }
     if let Some(keepalive) = tunnel.keepalive {
@@ -219,9 +220,9 @@ fn route(text: &str) -> Result<Prefix, &'static str> {
 fn switch(object: &Object, field: &str) -> Result<bool, Wrong> {
     match given(object, field) {
         None => Ok(false),
-        Some(value) => value
-            .as_bool()
-            .ok_or_else(|| (field.to_owned(), Reason::NotAllowed("true or false"))),
+        Some(value) => {
+            value.as_bool().ok_or_else(|| (field.to_owned(), Reason::NotAllowed("true or false")))
+        }
     }
 }
 

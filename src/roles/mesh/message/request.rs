@@ -115,7 +115,9 @@ fn operation(object: &Map<String, Value>) -> Result<Operation, Refusal> {
         },
         Some(_) => return Err(Refusal::new("op", Reason::NotAllowed(OPERATIONS))),
     };
-    let known = |field: &&String| ["op", "id"].contains(&field.as_str()) || fields.contains(&field.as_str());
+    let known = |field: &&String| {
+        ["op", "id"].contains(&field.as_str()) || fields.contains(&field.as_str())
+    };
     if let Some(unknown) = object.keys().find(|field| !known(field)) {
         return Err(Refusal::new(unknown.clone(), Reason::Unknown));
     }

@@ -147,21 +147,24 @@ pub(in crate::roles::mesh) fn any_tunnel() -> impl Strategy<Value = Tunnel> {
         proptest::option::of(100..=3_600_000_u64),
         any::<[bool; 4]>(),
     )
-        .prop_filter_map("reserved", |(name, addresses, mtu, remote, routes, keepalive, flags)| {
-            let [raw, follow, carrier, clamp_mss] = flags;
-            Some(Tunnel {
-                name: TunnelName::new(&name)?,
-                addresses,
-                mtu,
-                remote: Remote::parse(remote).unwrap(),
-                framing: if raw { Framing::Raw } else { Framing::PacketInformation },
-                routes,
-                keepalive: keepalive.map(Duration::from_millis),
-                follow,
-                carrier,
-                clamp_mss,
-            })
-        })
+        .prop_filter_map(
+            "reserved",
+            |(name, addresses, mtu, remote, routes, keepalive, flags)| {
+                let [raw, follow, carrier, clamp_mss] = flags;
+                Some(Tunnel {
+                    name: TunnelName::new(&name)?,
+                    addresses,
+                    mtu,
+                    remote: Remote::parse(remote).unwrap(),
+                    framing: if raw { Framing::Raw } else { Framing::PacketInformation },
+                    routes,
+                    keepalive: keepalive.map(Duration::from_millis),
+                    follow,
+                    carrier,
+                    clamp_mss,
+                })
+            },
+        )
 }
 
 proptest! {

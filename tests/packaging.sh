@@ -30,6 +30,7 @@ chmod 755 "$scratch"
 mkdir -m 1777 "$scratch/tmp" "$scratch/log"
 export TMPDIR=$scratch/tmp
 services='udpferry-udpgw udpferry-pool-server udpferry-pool-client udpferry-rendezvous udpferry-peer'
+services="$services udpferry-vpn-server udpferry-vpn-client"
 # The one whose installation and life are tested in every detail.
 service=udpferry-udpgw
 pids=()
@@ -171,7 +172,7 @@ installer_tests() {
 		check "$shell install: unit of $name" test -s "$root/usr/lib/systemd/system/$name.service"
 	done
 	check "$shell install: socket unit" test -s "$root/usr/lib/systemd/system/$service.socket"
-	for name in udpferry-udpgw udpferry-pool-server udpferry-rendezvous; do
+	for name in udpferry-udpgw udpferry-pool-server udpferry-rendezvous udpferry-vpn-server; do
 		check "$shell install: firewalld file $name" test -s "$root/usr/lib/firewalld/services/$name.xml"
 	done
 	check "$shell install: configuration in sysconfig" test -s "$root/etc/sysconfig/$service"
@@ -201,7 +202,7 @@ installer_tests() {
 	check "$shell install: unknown argument exits 2" equal "$code" 2
 	install --root "$root" --enable=frobnicate
 	check "$shell install: unknown service exits 2" equal "$code" 2
-	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client rendezvous peer"
+	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client rendezvous peer vpn-server vpn-client"
 	install --root "$root" --enable
 	check "$shell install: --enable in a scratch root exits 2" equal "$code" 2
 	CARGO_TARGET_DIR=$scratch/none install --root "$root"
@@ -449,6 +450,39 @@ peer_init_tests() {
 	service=udpferry-udpgw
 	rm -rf "$root" "$scratch"/log/*
 }
+vpn_init_tests() { # the server, with a device of its own where that may be
+	local pid pidfile=$scratch/udpferry-vpn-server.pid log=$scratch/log/vpn.log
+	root=$scratch/init-vpn-$shell
+	config=$scratch/vpn.conf
+	mkdir -p "$root" "$scratch/vpn-run"
+	install --root "$root" --binary "$binary" --sysv
+	for service in udpferry-vpn-client udpferry-vpn-server; do
+		check "$shell init: the shipped configuration of $service is valid" "$shell" -n "$root/etc/default/$service"
+	done
+	configure "$config" "$pidfile" "UDPFERRY_LOG_FILE='$log'"
+	expect start 6 "start of $service without --plaintext"
+	check "$shell init: the message says what is missing" contains "$said" --plaintext
+	if [ "$(id -u)" != 0 ] || [ ! -c /dev/net/tun ]; then
+		skip "$service runs" "no root, or no /dev/net/tun"
+	else
+		configure "$config" "$pidfile" 'UDPFERRY_PLAINTEXT="1"' 'UDPFERRY_LISTEN_ADDR="127.0.0.1:0"' \
+			"UDPFERRY_TUN_NAME='ufp$$'" 'UDPFERRY_ADDRESS="192.0.2.225/28"' "UDPFERRY_RUNTIME_DIR='$scratch/vpn-run'" \
+			"UDPFERRY_STATE_DIR='$scratch/vpn-run'" "UDPFERRY_LOG_FILE='$log'"
+		expect start 0 "start of $service"
+		pid=$(head -n 1 "$pidfile")
+		check "$shell init: $service runs its role" contains "$(tr '\0' ' ' <"/proc/$pid/cmdline")" "udpferry vpn server "
+		check "$shell init: $service has its device" test -e "/sys/class/net/ufp$$"
+		expect status 0 "status of $service"
+		mv "$log" "$log.1"
+		expect reload 0
+		check "$shell init: $service reopens the log file" eventually test -e "$log"
+		expect stop 0 "stop of $service"
+		check "$shell init: $service has ended" eventually not alive "$pid"
+		check "$shell init: and taken its device along" eventually not test -e "/sys/class/net/ufp$$"
+	fi
+	service=udpferry-udpgw
+	rm -rf "$root" "$scratch"/log/*
+}
 pool_configure() { # PIDFILE LINE...
 	configure "$config" "$@" 'UDPFERRY_BIND_ADDRESS="127.0.0.1"' 'UDPFERRY_BIND_PORT="0"' \
 		'UDPFERRY_NO_TLS="1"' "UDPFERRY_LOG_FILE='$scratch/log/pool.log'"
@@ -541,6 +575,7 @@ for shell in dash bash; do
 	pool_init_tests
 	rendezvous_init_tests
 	peer_init_tests
+	vpn_init_tests
 done
 unit_tests
 config_tests

@@ -2,6 +2,7 @@
 
 pub mod certificate;
 pub mod listen;
+pub mod netlink;
 pub mod random;
 pub mod resolv_conf;
 pub mod resolver;

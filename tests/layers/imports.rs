@@ -30,7 +30,17 @@ const RULES: &[Rule] = &[
     Rule {
         layer: "net",
         layers: &["wire", "net"],
-        crates: &["libc", "mio", "native_tls", "openssl", "socket2", "tun"],
+        crates: &[
+            "libc",
+            "mio",
+            "native_tls",
+            "netlink_packet_core",
+            "netlink_packet_route",
+            "netlink_sys",
+            "openssl",
+            "socket2",
+            "tun",
+        ],
         std_refused: &[],
     },
     Rule {

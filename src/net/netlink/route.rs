@@ -1,0 +1,181 @@
+//! Routes, and the way that a packet would take.
+
+use super::{Netlink, Network, family};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
+};
+use std::io;
+use std::net::IpAddr;
+
+/// The kernel's main table.
+pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// Straight out of this interface.
+    Device(u32),
+    /// To this neighbour out of this interface.
+    Gateway(IpAddr, u32),
+    /// Nowhere: the sender gets an error.
+    Unreachable,
+}
+
+/// A route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// What it is for.
+    pub to: Network,
+    /// Where it leads.
+    pub hop: Hop,
+    /// The number of its table.
+    pub table: u32,
+    /// Of several to the same network the one with the smallest metric counts; 0 is the kernel's own
+    /// choice.
+    pub metric: u32,
+}
+
+/// The way to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// The interface that packets leave by.
+    pub device: u32,
+    /// The neighbour that they go to first, if that is not the address itself.
+    pub gateway: Option<IpAddr>,
+    /// The address that they leave from.
+    pub source: Option<IpAddr>,
+    /// The largest packet that is known to pass, where that is less than the interface's MTU.
+    pub mtu: Option<u32>,
+}
+
+impl Netlink {
+    /// Adds a route. `AlreadyExists`: there is one to the same network with the same metric.
+    pub fn add_route(&mut self, route: Route) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Adds a route in place of the one to the same network with the same metric, if there is one.
+    pub fn replace_route(&mut self, route: Route) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a route. `NotFound`, or ESRCH, for which [`is_absent`](Netlink::is_absent) looks: there
+    /// is none.
+    pub fn delete_route(&mut self, route: Route) -> io::Result<()> {
+        self.change(RouteNetlinkMessage::DelRoute(message(route)), 0)
+    }
+
+    /// Whether an error of a deletion says that the thing was not there.
+    pub fn is_absent(error: &io::Error) -> bool {
+        matches!(
+            error.raw_os_error(),
+            Some(libc::ESRCH | libc::ENOENT | libc::ENODEV | libc::EADDRNOTAVAIL)
+        ) || error.kind() == io::ErrorKind::NotFound
+    }
+
+    /// The way that a packet of this host to `address` takes now. `NetworkUnreachable`: there is none.
+    pub fn path_to(&mut self, address: IpAddr) -> io::Result<Path> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = Network::host(address).length;
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        let RouteNetlinkMessage::NewRoute(answer) =
+            self.get(RouteNetlinkMessage::GetRoute(message))?
+        else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let mut path = Path { device: 0, gateway: None, source: None, mtu: None };
+        for attribute in answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(device) => path.device = device,
+                RouteAttribute::Gateway(gateway) => path.gateway = ip(&gateway),
+                RouteAttribute::PrefSource(source) => path.source = ip(&source),
+                RouteAttribute::Metrics(metrics) => {
+                    path.mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(path)
+    }
+
+    /// The routes of a table, of both families, to networks of unicast addresses or nowhere.
+    pub fn routes(&mut self, table: u32) -> io::Result<Vec<Route>> {
+        let answers = self.list(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        Ok(answers.into_iter().filter_map(parsed).filter(|route| route.table == table).collect())
+    }
+}
+
+fn message(route: Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.to.address);
+    message.header.destination_prefix_length = route.to.length;
+    // Tables above 255 are in the attribute alone.
+    message.header.table = u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(RouteAttribute::Destination(route.to.address.into()));
+    message.attributes.push(RouteAttribute::Table(route.table));
+    if route.metric > 0 {
+        message.attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    match route.hop {
+        Hop::Device(device) => {
+            if route.to.address.is_ipv4() {
+                message.header.scope = RouteScope::Link;
+            }
+            message.attributes.push(RouteAttribute::Oif(device));
+        }
+        Hop::Gateway(gateway, device) => {
+            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+            message.attributes.push(RouteAttribute::Oif(device));
+        }
+        Hop::Unreachable => message.header.kind = RouteType::Unreachable,
+    }
+    message
+}
+
+fn parsed(message: RouteNetlinkMessage) -> Option<Route> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let header = message.header;
+    let any = match header.address_family {
+        netlink_packet_route::AddressFamily::Inet => IpAddr::from([0; 4]),
+        netlink_packet_route::AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let to = Network { address: any, length: header.destination_prefix_length };
+    let table = u32::from(header.table);
+    let mut route = Route { to, hop: Hop::Unreachable, table, metric: 0 };
+    let (mut device, mut gateway) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => route.to.address = ip(&address)?,
+            RouteAttribute::Table(table) => route.table = table,
+            RouteAttribute::Priority(metric) => route.metric = metric,
+            RouteAttribute::Oif(index) => device = Some(index),
+            RouteAttribute::Gateway(address) => gateway = ip(&address),
+            _ => {}
+        }
+    }
+    route.hop = match (header.kind, gateway, device) {
+        (RouteType::Unicast, Some(gateway), Some(device)) => Hop::Gateway(gateway, device),
+        (RouteType::Unicast, None, Some(device)) => Hop::Device(device),
+        (RouteType::Unreachable, _, _) => Hop::Unreachable,
+        _ => return None,
+    };
+    Some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}

@@ -63,6 +63,12 @@ impl Netlink {
         self.set(index, LinkAttribute::TxQueueLen(packets))
     }
 
+    /// Says whether an interface that somebody else drives, such as a TUN device, has a carrier
+    /// (Linux 5.0). Routing daemons leave one without alone.
+    pub fn set_carrier(&mut self, index: u32, has_carrier: bool) -> io::Result<()> {
+        self.set(index, LinkAttribute::Carrier(has_carrier.into()))
+    }
+
     fn set(&mut self, index: u32, attribute: LinkAttribute) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;

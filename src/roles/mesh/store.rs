@@ -52,13 +52,16 @@ impl Store {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).map_err(Error::while_doing(|| format!("cannot read {shown}"))),
+            Err(error) => {
+                return Err(error).map_err(Error::while_doing(|| format!("cannot read {shown}")));
+            }
         };
         match read(&text) {
             Ok(state) => Ok(Some(state)),
             Err(Unreadable::Newer(version)) => {
                 let cause = io::Error::other(format!("its version is {version}, not {VERSION}"));
-                Err(cause).map_err(Error::while_doing(|| format!("cannot take the state of {shown}")))
+                Err(cause)
+                    .map_err(Error::while_doing(|| format!("cannot take the state of {shown}")))
             }
             Err(Unreadable::Corrupt(why)) => self.set_aside(&why).map(|()| None),
         }
@@ -72,9 +75,8 @@ impl Store {
             // Linking refuses a name that is taken, which renaming does not.
             match fs::hard_link(&self.path, &aside) {
                 Ok(()) => {
-                    fs::remove_file(&self.path).map_err(Error::while_doing(|| {
-                        format!("cannot set {shown} aside")
-                    }))?;
+                    fs::remove_file(&self.path)
+                        .map_err(Error::while_doing(|| format!("cannot set {shown} aside")))?;
                     log::error!(
                         "{shown} is corrupt: {why}; it is now {}, and there are no tunnels",
                         aside.display()
@@ -101,7 +103,8 @@ impl Store {
 }
 
 fn write(state: &State) -> String {
-    let tunnels: Value = state.tunnels.iter().map(|tunnel| Value::Object(written(tunnel))).collect();
+    let tunnels: Value =
+        state.tunnels.iter().map(|tunnel| Value::Object(written(tunnel))).collect();
     let object = json!({
         "version": VERSION, "commandTime": state.command_time_ms, "tunnel": tunnels
     });
@@ -110,8 +113,7 @@ fn write(state: &State) -> String {
 
 fn read(text: &[u8]) -> Result<State, Unreadable> {
     let corrupt = |why: &str| Unreadable::Corrupt(why.to_owned());
-    let value: Value =
-        serde_json::from_slice(text).map_err(|error| corrupt(&error.to_string()))?;
+    let value: Value = serde_json::from_slice(text).map_err(|error| corrupt(&error.to_string()))?;
     match value.get("version").and_then(Value::as_u64) {
         Some(VERSION) => {}
         Some(newer) if newer > VERSION => return Err(Unreadable::Newer(newer)),

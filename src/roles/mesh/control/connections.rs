@@ -147,8 +147,13 @@ impl Connections {
             let Some(connection) = &mut self.connections[number] else { continue };
             if let Some(line) = connection.next_line() {
                 self.turn = number + 1;
-                let door = Door::Connection(number);
-                return Some((Asker { door, answer_len_max: ANSWER_LEN_MAX }, line));
+                let asker = Asker {
+                    door: Door::Connection(number),
+                    answer_len_max: ANSWER_LEN_MAX,
+                    is_limited: false,
+                    is_told_errors: true,
+                };
+                return Some((asker, line));
             }
         }
         None

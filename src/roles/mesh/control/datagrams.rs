@@ -4,6 +4,7 @@
 
 use super::super::Config;
 use super::super::counters::{CommandDrop, Counters};
+use super::super::sockets::is_missing;
 use super::key::Key;
 use super::{Asker, Door};
 use crate::error::Error;
@@ -97,11 +98,10 @@ impl Datagrams {
                 .register(socket.source(), Token(first_token + index), Interest::READABLE)
                 .map_err(Error::while_doing(|| "cannot watch a control socket"))?;
         }
-        let key = config.control_key.as_deref().map(Key::load).transpose()?;
-        Ok(Datagrams {
+        let mut datagrams = Datagrams {
             sockets,
             first_token,
-            key,
+            key: None,
             replays: ReplayWindow::new(CLOCK_DIFFERENCE_MAX, COMMANDS_REMEMBERED_MAX, floor_ms),
             rate: TokenBucket::new(config.control_rate, config.control_rate),
             queue: ReceiveQueue::default(),
@@ -110,7 +110,15 @@ impl Datagrams {
             send_queue: SendQueue::default(),
             counters: Arc::clone(counters),
             log: LogGate::new(1, 10),
-        })
+        };
+        datagrams.load_key(config)?;
+        Ok(datagrams)
+    }
+
+    /// Reads the key, if there is one.
+    pub(super) fn load_key(&mut self, config: &Config) -> Result<(), Error> {
+        self.key = config.control_key.as_deref().map(Key::load).transpose()?;
+        Ok(())
     }
 
     pub(super) fn tokens(&self) -> usize {
@@ -168,8 +176,13 @@ impl Datagrams {
                 };
                 match judged {
                     Ok((proven, answer_len_max, body)) => {
-                        let door = Door::Datagram { from, proven };
-                        self.waiting.push_back((Asker { door, answer_len_max }, body.to_vec()));
+                        let asker = Asker {
+                            door: Door::Datagram { from, proven },
+                            answer_len_max,
+                            is_limited: trust == Trust::Anybody && proven.is_none(),
+                            is_told_errors: false,
+                        };
+                        self.waiting.push_back((asker, body.to_vec()));
                     }
                     Err(reason) => {
                         self.counters.commands_dropped(reason, 1);
@@ -249,10 +262,4 @@ fn judge<'a>(
 
 fn cannot(address: SocketAddr, error: io::Error) -> Error {
     Error::while_doing(|| format!("cannot bind udp {address} for control"))(error)
-}
-
-/// No such address, or no such family at all: EAFNOSUPPORT is not in std's kinds.
-fn is_missing(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable
-        || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
 }

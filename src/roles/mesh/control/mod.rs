@@ -10,7 +10,7 @@ mod connections;
 mod datagrams;
 
 use super::Config;
-use super::counters::Counters;
+use super::counters::{CommandDrop, Counters};
 use crate::error::Error;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::state::contact::Contact;
@@ -25,8 +25,12 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Asker {
     door: Door,
-    /// Bytes of the longest answer.
+    /// Bytes that an answer should not pass.
     pub(super) answer_len_max: usize,
+    /// Nobody has proven to be there: a longer answer is not sent.
+    is_limited: bool,
+    /// It is told what is wrong even without an id.
+    pub(super) is_told_errors: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +43,7 @@ enum Door {
 pub(super) struct Control {
     datagrams: Datagrams,
     connections: Connections,
+    counters: Arc<Counters>,
 }
 
 impl Control {
@@ -54,7 +59,14 @@ impl Control {
         let datagrams = Datagrams::open(config, events, first_token, floor_ms, counters)?;
         let next_token = first_token + datagrams.tokens();
         let connections = Connections::open(config, events, next_token, counters)?;
-        Ok(Control { datagrams, connections })
+        Ok(Control { datagrams, connections, counters: Arc::clone(counters) })
+    }
+
+    /// Reads the key again; one that cannot be read does not replace the one in use.
+    pub(super) fn reload(&mut self, config: &Config) {
+        if let Err(error) = self.datagrams.load_key(config) {
+            log::error!("the control key stays as it is: {error}");
+        }
     }
 
     /// Reads what has come, if the token is a door's.
@@ -80,6 +92,9 @@ impl Control {
     /// Takes an answer, to be sent by the next [`Control::flush`].
     pub(super) fn answer(&mut self, to: Asker, text: &str) {
         match to.door {
+            Door::Datagram { .. } if to.is_limited && text.len() > to.answer_len_max => {
+                self.counters.commands_dropped(CommandDrop::AnswerTooLong, 1);
+            }
             Door::Datagram { from, proven } => self.datagrams.answer(from, proven, text),
             Door::Connection(number) => self.connections.answer(number, text),
         }

@@ -144,7 +144,11 @@ fn the_state_is_whole_wherever_the_power_fails() {
             read(bytes).unwrap_or_else(|error| panic!("failure {failure}: torn: {error:?}"))
         });
         assert!(found == current || found == saving, "failure {failure}");
-        if found == current { kept += 1 } else { advanced += 1 }
+        if found == current {
+            kept += 1
+        } else {
+            advanced += 1
+        }
         current = found;
     }
     // Both have been seen, or the test tests nothing.
@@ -209,8 +213,13 @@ fn a_corrupt_file_is_set_aside_and_never_overwritten() {
     let scratch = Scratch::new("store-corrupt");
     let store = Store::new(scratch.0.join("mesh.json"));
     let wrong = [
-        "", "{", "{}", r#"{"version": 0}"#, r#"{"version": 1, "tunnel": []}"#,
-        r#"{"version": 1, "commandTime": 1, "tunnel": [{}]}"#, "\0\0\0\0",
+        "",
+        "{",
+        "{}",
+        r#"{"version": 0}"#,
+        r#"{"version": 1, "tunnel": []}"#,
+        r#"{"version": 1, "commandTime": 1, "tunnel": [{}]}"#,
+        "\0\0\0\0",
     ];
     for (number, text) in (1..).zip(wrong) {
         fs::write(&store.path, text).unwrap();

@@ -4,6 +4,7 @@ pub mod data_plane;
 pub mod dial;
 pub mod frame;
 pub mod framed;
+pub mod host;
 pub mod listening;
 pub mod member_id;
 pub mod mesh;

@@ -82,6 +82,15 @@ impl Netlink {
         self.change(RouteNetlinkMessage::DelRoute(message), 0)
     }
 
+    /// Removes the route to a network from a table, wherever it leads.
+    pub fn delete_route_to(&mut self, to: Network, table: u32) -> io::Result<()> {
+        let mut message = message(Route { to, hop: Hop::Unreachable, table, metric: 0 });
+        message.header.kind = RouteType::Unspec;
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.scope = RouteScope::NoWhere;
+        self.change(RouteNetlinkMessage::DelRoute(message), 0)
+    }
+
     /// Whether an error of a deletion says that the thing was not there.
     pub fn is_absent(error: &io::Error) -> bool {
         matches!(

@@ -1,0 +1,239 @@
+//! A client's host: what goes into the tunnel and what does not.
+//!
+//! ```text
+//!   rules, before the main table's                      what it is for
+//!   P    to SERVER, EXCLUDE or an ssh peer: main        stays outside, by the routes that were there
+//!   P+1  all: the tunnel's own table                    --route networks, or the two halves of everything
+//! ```
+//!
+//! A route that DHCP puts into the main table (option 121) wins over none of ours: ours are asked first.
+
+use super::journal::Step;
+use super::{Host, firewall, ssh};
+use crate::error::Error;
+use crate::net::netlink::Network;
+use crate::net::netlink::route::{Hop, MAIN, Route};
+use crate::net::netlink::rule::Rule;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// What a client changes on its host.
+#[derive(Debug, Clone, Default)]
+pub struct ClientPlan {
+    /// Where the tunnel's datagrams go: these never go into it.
+    pub servers: Vec<SocketAddr>,
+    /// Networks that go into the tunnel.
+    pub routes: Vec<Network>,
+    /// Everything goes into the tunnel.
+    pub default_route: bool,
+    /// Networks that stay outside all the same.
+    pub excludes: Vec<Network>,
+    /// Nothing leaves but into the tunnel and to the servers, until [`Host::undo`].
+    pub kill_switch: bool,
+    /// The resolver's servers; none leaves it as it is.
+    pub dns: Vec<IpAddr>,
+    /// Whether the tunnel has an IPv6 address. Without one a default route makes IPv6 unreachable, so that nothing
+    /// leaves beside the tunnel.
+    pub has_ipv6: bool,
+}
+
+/// A plan that is in force.
+#[derive(Debug)]
+pub struct InForce {
+    plan: ClientPlan,
+    table: u32,
+    priority: u32,
+    ssh_peers: Vec<IpAddr>,
+}
+
+/// Tables and priorities are looked for from here on: below the main table's priority, above those of other programs.
+const FIRST: u32 = 5555;
+/// Priorities that a client takes.
+const PRIORITIES: u32 = 2;
+
+impl Host {
+    /// Makes the changes of a client; its device must be up. Whatever is done before an error is undone by
+    /// [`Host::undo`].
+    pub fn route(&mut self, plan: &ClientPlan) -> Result<(), Error> {
+        let link = self
+            .netlink
+            .link(&self.tun)
+            .map_err(Error::while_doing(|| format!("cannot find the device {}", self.tun)))?;
+        let networks = networks(plan);
+        let needs_table = !networks.is_empty();
+        // Asked before anything is changed.
+        let ssh_peers =
+            if plan.default_route || plan.kill_switch { ssh::peers() } else { Vec::new() };
+        for peer in &ssh_peers {
+            log::info!("{}: the way to {peer}, which has an ssh session, stays as it is", self.tun);
+        }
+        let (table, priority) = self.free_numbers()?;
+        let in_force = InForce { plan: plan.clone(), table, priority, ssh_peers };
+        if plan.kill_switch {
+            self.kill(&in_force)?;
+        }
+        if needs_table {
+            for network in outside(&in_force) {
+                self.rule(Rule { priority, to: network, table: MAIN })?;
+            }
+            for network in networks {
+                let hop = if network.address.is_ipv6() && !plan.has_ipv6 {
+                    Hop::Unreachable
+                } else {
+                    Hop::Device(link.index)
+                };
+                self.own_route(Route { to: network, hop, table, metric: 0 })?;
+            }
+            for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+                self.rule(Rule {
+                    priority: priority + 1,
+                    to: Network { address: any, length: 0 },
+                    table,
+                })?;
+            }
+        }
+        if !plan.dns.is_empty() {
+            self.resolve_by(&plan.dns)?;
+        }
+        self.client = Some(in_force);
+        Ok(())
+    }
+
+    /// The servers' addresses have changed: what is outside the tunnel changes with them. Nothing else does.
+    pub fn move_servers(&mut self, servers: &[SocketAddr]) -> Result<(), Error> {
+        let Some(mut in_force) = self.client.take() else { return Ok(()) };
+        let before = outside(&in_force);
+        in_force.plan.servers = servers.to_vec();
+        let after = outside(&in_force);
+        let result = self.exchange(&in_force, &before, &after);
+        self.client = Some(in_force);
+        result
+    }
+
+    fn exchange(
+        &mut self,
+        in_force: &InForce,
+        before: &[Network],
+        after: &[Network],
+    ) -> Result<(), Error> {
+        if in_force.plan.kill_switch {
+            self.kill(in_force)?;
+        }
+        if networks(&in_force.plan).is_empty() {
+            return Ok(());
+        }
+        let rule = |to: &Network| Rule { priority: in_force.priority, to: *to, table: MAIN };
+        for network in after.iter().filter(|network| !before.contains(network)) {
+            self.rule(rule(network))?;
+        }
+        for network in before.iter().filter(|network| !after.contains(network)) {
+            self.withdraw(&Step::Rule(rule(network)));
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self, in_force: &InForce) -> Result<(), Error> {
+        let step = Step::KillSwitch(firewall::kill_switch_name(&self.tun));
+        let act = |host: &mut Host| {
+            firewall::kill(&firewall::KillSwitch {
+                tun: &host.tun,
+                servers: &in_force.plan.servers,
+                excludes: &in_force.plan.excludes,
+                ssh_peers: &in_force.ssh_peers,
+            })
+        };
+        // One that is in force already, or was left by a run that was killed, is replaced.
+        if self.journal.has(&step) { act(self) } else { self.step(step, act) }
+    }
+
+    fn rule(&mut self, rule: Rule) -> Result<(), Error> {
+        self.step(Step::Rule(rule), |host| {
+            let doing =
+                || format!("cannot add a rule for {} with priority {}", rule.to, rule.priority);
+            existing_is_well(host.netlink.add_rule(rule)).map_err(Error::while_doing(doing))
+        })
+    }
+
+    fn own_route(&mut self, route: Route) -> Result<(), Error> {
+        self.step(Step::Route(route.to, route.table), |host| {
+            let doing = || format!("cannot add a route to {} by {}", route.to, host.tun);
+            existing_is_well(host.netlink.add_route(route)).map_err(Error::while_doing(doing))
+        })
+    }
+
+    /// A table that is empty and priorities that nobody has.
+    fn free_numbers(&mut self) -> Result<(u32, u32), Error> {
+        let doing = || "cannot list the routing rules";
+        let taken = self.netlink.rules().map_err(Error::while_doing(doing))?;
+        let is_free = |first: &u32| {
+            let own = *first..*first + PRIORITIES;
+            taken.iter().all(|(priority, table)| !own.contains(priority) && !own.contains(table))
+        };
+        // There are 32766 priorities before the main table's.
+        let priority = (FIRST..32_000).step_by(2).find(is_free).ok_or_else(|| Error::System {
+            doing: "cannot find a free priority for routing rules".into(),
+            cause: io::ErrorKind::QuotaExceeded.into(),
+        })?;
+        Ok((priority, priority))
+    }
+}
+
+/// What goes into the tunnel's table: halves, so that they are more than a default route that somebody adds there.
+fn networks(plan: &ClientPlan) -> Vec<Network> {
+    let mut networks = plan.routes.clone();
+    if plan.default_route {
+        for half in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(128, 0, 0, 0)] {
+            networks.push(Network { address: half.into(), length: 1 });
+        }
+        for half in [Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0x8000, 0, 0, 0, 0, 0, 0, 0)] {
+            networks.push(Network { address: half.into(), length: 1 });
+        }
+    }
+    networks
+}
+
+/// What stays outside the tunnel, each once.
+fn outside(in_force: &InForce) -> Vec<Network> {
+    let servers = in_force.plan.servers.iter().map(SocketAddr::ip);
+    let hosts = servers.chain(in_force.ssh_peers.iter().copied());
+    let mut networks: Vec<Network> = hosts
+        .map(|host| Network::host(host.to_canonical()))
+        .chain(in_force.plan.excludes.iter().copied())
+        .collect();
+    networks.sort_unstable();
+    networks.dedup();
+    networks
+}
+
+fn existing_is_well(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_four_halves() {
+        let plan = ClientPlan { default_route: true, ..ClientPlan::default() };
+        let halves: Vec<String> = networks(&plan).iter().map(ToString::to_string).collect();
+        assert_eq!(halves, ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]);
+        assert!(networks(&ClientPlan::default()).is_empty());
+    }
+
+    #[test]
+    fn what_stays_outside_is_named_once() {
+        let plan = ClientPlan {
+            servers: vec!["192.0.2.1:5555".parse().unwrap(), "192.0.2.1:5556".parse().unwrap()],
+            excludes: vec![Network { address: "10.0.0.0".parse().unwrap(), length: 8 }],
+            ..ClientPlan::default()
+        };
+        let ssh_peers = vec!["192.0.2.9".parse().unwrap()];
+        let in_force = InForce { plan, table: 1, priority: 1, ssh_peers };
+        let names: Vec<String> = outside(&in_force).iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["10.0.0.0/8", "192.0.2.1/32", "192.0.2.9/32"]);
+    }
+}

@@ -1,0 +1,155 @@
+//! A server's host: forwarding, NAT, the clamp on TCP's segments.
+
+use super::journal::Step;
+use super::undo::{read_sysctl, value_before_others, write_sysctl};
+use super::{Host, firewall, is_interface_name, program};
+use crate::error::Error;
+use crate::net::netlink::Network;
+use std::io;
+use std::net::IpAddr;
+
+/// What a server changes on its host.
+#[derive(Debug, Clone)]
+pub struct ServerPlan {
+    /// The tunnel's networks.
+    pub networks: Vec<Network>,
+    /// Clients' traffic goes on to other networks, with this host's address.
+    pub nat: Option<Nat>,
+}
+
+/// Where clients' traffic leaves.
+#[derive(Debug, Clone, Default)]
+pub struct Nat {
+    /// The interface; `None`: that of the default route.
+    pub out_interface: Option<String>,
+}
+
+/// Addresses that no route but the default one leads to: TEST-NET-3 and its like of IPv6 (RFC 5737, RFC 3849).
+const FAR_AWAY: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
+
+impl Host {
+    /// Makes the changes of a server; without NAT there are none.
+    ///
+    /// Errors name what is missing: an interface, nft, a permission. What was done before an error is undone by
+    /// [`Host::undo`].
+    pub fn serve(&mut self, plan: &ServerPlan) -> Result<(), Error> {
+        let Some(nat) = &plan.nat else { return Ok(()) };
+        let out = match &nat.out_interface {
+            Some(name) => self.known(name)?,
+            None => self.default_interface()?,
+        };
+        let has_ipv6 = plan.networks.iter().any(|network| network.address.is_ipv6());
+        self.switch_on("net/ipv4/ip_forward")?;
+        if has_ipv6 {
+            self.switch_on("net/ipv6/conf/all/forwarding")?;
+        }
+        if program::is_there("nft") {
+            let name = firewall::table_name(&self.tun);
+            self.step(Step::Table("inet".into(), name), |host| {
+                let networks = &plan.networks;
+                firewall::serve(&firewall::Server {
+                    tun: &host.tun,
+                    networks,
+                    masquerade: Some(&out),
+                })
+            })?;
+        } else if program::is_there("iptables") {
+            self.masquerade_by_iptables(plan, &out)?;
+        } else {
+            let cause = io::Error::other("neither nft nor iptables is there: install nftables");
+            return Err(Error::System { doing: "cannot set up NAT".into(), cause });
+        }
+        self.open_iptables(has_ipv6)?;
+        log::info!("{}: clients leave by {out} with its address", self.tun);
+        Ok(())
+    }
+
+    fn known(&mut self, name: &str) -> Result<String, Error> {
+        let doing = || format!("cannot use the interface {name}");
+        if !is_interface_name(name) {
+            let cause = io::Error::new(io::ErrorKind::InvalidInput, "no interface has such a name");
+            return Err(Error::System { doing: doing(), cause });
+        }
+        self.netlink.link(name).map(|link| link.name).map_err(Error::while_doing(doing))
+    }
+
+    fn default_interface(&mut self) -> Result<String, Error> {
+        let doing = || "cannot find the default route's interface (--out-interface names one)";
+        let mut failure = io::ErrorKind::NotFound.into();
+        for address in FAR_AWAY.iter().filter_map(|text| text.parse::<IpAddr>().ok()) {
+            match self.netlink.path_to(address) {
+                Ok(path) => {
+                    let link = self.netlink.link_by_index(path.device);
+                    return link.map(|link| link.name).map_err(Error::while_doing(doing));
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(Error::System { doing: doing().into(), cause: failure })
+    }
+
+    /// Sets a switch to 1, unless it is; another tunnel that did so first told what it was before.
+    fn switch_on(&mut self, name: &str) -> Result<(), Error> {
+        let now = read_sysctl(name)?;
+        let before = match value_before_others(self, name) {
+            Some(before) => before,
+            None if now == "1" => return Ok(()),
+            None => now.clone(),
+        };
+        self.step(Step::Sysctl(name.into(), before), |_| {
+            if now == "1" { Ok(()) } else { write_sysctl(name, "1") }
+        })
+    }
+
+    fn masquerade_by_iptables(&mut self, plan: &ServerPlan, out: &str) -> Result<(), Error> {
+        for network in &plan.networks {
+            let program = if network.address.is_ipv4() { "iptables" } else { "ip6tables" };
+            let network = network.to_string();
+            let rule = ["-t", "nat", "POSTROUTING", "-s", &network, "-o", out, "-j", "MASQUERADE"];
+            self.iptables(program, &rule)?;
+        }
+        let tun = self.tun.clone();
+        for way in ["-i", "-o"] {
+            let flags = ["-p", "tcp", "--tcp-flags", "SYN,RST", "SYN"];
+            let clamp = ["-j", "TCPMSS", "--clamp-mss-to-pmtu"];
+            let rule = [&["-t", "mangle", "FORWARD", way, &tun][..], &flags, &clamp].concat();
+            self.iptables("iptables", &rule)?;
+        }
+        Ok(())
+    }
+
+    /// Where iptables keeps others from forwarding (a policy of DROP, as Docker sets it), lets the tunnel pass: what
+    /// our own table accepts, theirs may still drop.
+    fn open_iptables(&mut self, has_ipv6: bool) -> Result<(), Error> {
+        let tun = self.tun.clone();
+        for (program, wanted) in [("iptables", true), ("ip6tables", has_ipv6)] {
+            if !wanted || !program::is_there(program) {
+                continue;
+            }
+            let listed = program::run(program, &["-S", "FORWARD"], "").unwrap_or_default();
+            if listed.trim() == "-P FORWARD ACCEPT" || listed.is_empty() {
+                continue;
+            }
+            self.iptables(program, &["-t", "filter", "FORWARD", "-i", &tun, "-j", "ACCEPT"])?;
+            let answers = ["-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED"];
+            let rule = [&["-t", "filter", "FORWARD", "-o", &tun][..], &answers, &["-j", "ACCEPT"]]
+                .concat();
+            self.iptables(program, &rule)?;
+        }
+        Ok(())
+    }
+
+    /// Inserts a rule, given as `-t TABLE CHAIN RULE...`, at the front of its chain.
+    fn iptables(&mut self, program: &str, rule: &[&str]) -> Result<(), Error> {
+        let with = |action: &'static str| -> Vec<String> {
+            let words = rule[..2].iter().chain([&action]).chain(&rule[2..]);
+            words.map(|word| (*word).to_owned()).collect()
+        };
+        let undo = std::iter::once(program.to_owned()).chain(with("-D")).collect();
+        self.step(Step::Run(undo), |_| {
+            let words = with("-I");
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            program::run(program, &words, "").map(drop)
+        })
+    }
+}

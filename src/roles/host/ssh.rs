@@ -1,0 +1,82 @@
+//! Who has an ssh session with this host: an automatic default route must not cut the operator off.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Established, in /proc/net/tcp (include/net/tcp_states.h).
+const ESTABLISHED: &str = "01";
+/// sshd's port; one that listens elsewhere is told by SSH_CONNECTION (ssh(1)).
+const SSH_PORT: u16 = 22;
+
+/// The other ends of established sessions with the ssh port, or with the port of the session in which this program was
+/// started.
+pub fn peers() -> Vec<IpAddr> {
+    // "CLIENT-ADDRESS CLIENT-PORT SERVER-ADDRESS SERVER-PORT".
+    let own_session =
+        std::env::var("SSH_CONNECTION").ok().and_then(|text| text.split(' ').nth(3)?.parse().ok());
+    let ports = [Some(SSH_PORT), own_session];
+    let mut found = Vec::new();
+    for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let table = fs::read_to_string(file).unwrap_or_default();
+        found.extend(peers_in(&table, |port| ports.contains(&Some(port))));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The other ends of established connections to a port that counts, in the format of proc(5).
+fn peers_in(table: &str, counts: impl Fn(u16) -> bool) -> Vec<IpAddr> {
+    let parsed = table.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
+        let local = endpoint(local)?;
+        (state == ESTABLISHED && counts(local.port())).then(|| endpoint(remote)).flatten()
+    });
+    parsed.map(|remote| remote.ip()).filter(|remote| !remote.is_loopback()).collect()
+}
+
+/// Words of four bytes in the host's order, in hexadecimal: `0100007F:0016`.
+fn endpoint(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::new();
+    for at in (0..address.len()).step_by(8) {
+        let word = u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).map(Ipv4Addr::from).ok()?),
+        16 => IpAddr::from(<[u8; 16]>::try_from(bytes).map(Ipv6Addr::from).ok()?),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
+#[cfg(test)]
+#[cfg(target_endian = "little")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn established_sessions_are_found() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n   \
+            0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n   \
+            1: 0100A8C0:0016 090200C0:9C40 01 00000000:00000000 02:00000000 00000000     0\n   \
+            2: 0100A8C0:01BB 080200C0:9C41 01 00000000:00000000 02:00000000 00000000     0\n   \
+            3: 0100007F:0016 0100007F:9C42 01 00000000:00000000 02:00000000 00000000     0\n";
+        let found = peers_in(table, |port| port == 22);
+        assert_eq!(found, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4() {
+        let mapped = "0000000000000000FFFF0000090200C0:0016";
+        assert_eq!(endpoint(mapped), Some("192.0.2.9:22".parse().unwrap()));
+        let six = "B80D0120000000000000000001000000:0016";
+        assert_eq!(endpoint(six), Some("[2001:db8::1]:22".parse().unwrap()));
+        for wrong in ["", "0100007F", "01:0016", "zz00007F:0016"] {
+            assert_eq!(endpoint(wrong), None, "{wrong}");
+        }
+    }
+}

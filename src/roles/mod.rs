@@ -89,4 +89,12 @@ pub const ROLES: &[Role] = &[
         selftest: Some(peer::selftest),
         metrics: peer::metrics,
     },
+    Role {
+        command: &mesh::COMMAND,
+        aliases: &["udpProxyServer"],
+        run: mesh::run,
+        check: None,
+        selftest: None,
+        metrics: mesh::metrics,
+    },
 ];

@@ -21,6 +21,7 @@ mod args;
 mod chores;
 mod control;
 mod counters;
+pub mod ctl;
 mod devices;
 #[allow(clippy::module_inception)] // The tunnels are the mesh.
 mod mesh;

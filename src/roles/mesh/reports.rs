@@ -89,8 +89,8 @@ impl Mesh {
         let owns = |tunnel: &&Tunnel| {
             tunnel.is_remotes(inner) || tunnel.routes.iter().any(|route| route.contains(inner))
         };
-        let mut follow = self.set.iter().filter(|tunnel| tunnel.follow);
-        let name = follow.find(owns)?.name.clone();
+        let found = self.set.iter().filter(|tunnel| tunnel.follow).find(owns);
+        let name = found?.name.clone();
         let running = self.running.get(&name)?;
         let same_host = running.endpoint.is_some_and(|at| at.ip() == source.ip());
         let heard = running.counters.last_heard();

@@ -136,13 +136,21 @@ impl Device<'_> {
     }
 
     fn lose(mut self, routes: &[Prefix], addresses: &[Address]) {
-        routes.iter().for_each(|route| self.does(Action::RemoveRoute(*route)));
-        addresses.iter().for_each(|address| self.does(Action::RemoveAddress(*address)));
+        for route in routes {
+            self.does(Action::RemoveRoute(*route));
+        }
+        for address in addresses {
+            self.does(Action::RemoveAddress(*address));
+        }
     }
 
     fn get(mut self, addresses: &[Address], routes: &[Prefix]) {
-        addresses.iter().for_each(|address| self.does(Action::AddAddress(*address)));
-        routes.iter().for_each(|route| self.does(Action::AddRoute(*route)));
+        for address in addresses {
+            self.does(Action::AddAddress(*address));
+        }
+        for route in routes {
+            self.does(Action::AddRoute(*route));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::sys::mmsg::receive::ReceiveQueue;
 use super::sys::mmsg::send::{SendBatch, SendQueue};
 use super::sys::sockopt;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -59,15 +59,17 @@ impl UdpSocket {
         UdpSocket::bind_made(socket, local)
     }
 
-    /// The same, for datagrams that come in over that interface alone.
-    pub fn bind_on_device(
-        local: SocketAddr,
-        device: &str,
-        buffers: Buffers,
-    ) -> io::Result<UdpSocket> {
+    /// The same, for datagrams of this host's own programs, to whichever of its addresses: what has
+    /// not come over a loopback device is dropped by the kernel, and counts among its drops.
+    ///
+    /// Binding the socket to the device instead would refuse those to other addresses than 127.0.0.1:
+    /// the kernel has them arrive on the interface that has the address (`orig_oif` in
+    /// ip_route_output_key_hash_rcu(), net/ipv4/route.c; `IP6CB(skb)->iif` in ip6_rcv_core()).
+    pub fn bind_for_this_host(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
         let socket = make(local, buffers)?;
         sockopt::report_destinations(&socket, local.is_ipv6())?;
-        socket.bind_device(Some(device.as_bytes()))?;
+        // Before the socket has a port: nothing gets in earlier.
+        socket.attach_filter(&over_loopback())?;
         UdpSocket::bind_made(socket, local)
     }
 
@@ -156,6 +158,20 @@ fn make(local: SocketAddr, buffers: Buffers) -> io::Result<Socket> {
         }
     }
     Ok(socket)
+}
+
+/// Takes what a device of type `ARPHRD_LOOPBACK` has delivered, and nothing else (linux/filter.h).
+fn over_loopback() -> [SockFilter; 4] {
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let device_type = (libc::SKF_AD_OFF + libc::SKF_AD_HATYPE).cast_unsigned();
+    [
+        SockFilter::new(LOAD_WORD, 0, 0, device_type),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, libc::ARPHRD_LOOPBACK.into()),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
 }
 
 impl AsFd for UdpSocket {

@@ -20,8 +20,8 @@ pub(super) enum CommandDrop {
     Replayed,
     /// Too many commands are remembered.
     TooManyRemembered,
-    /// The kernel had no room.
-    ReceiveBufferFull,
+    /// The kernel dropped it: there was no room, or it came from outside to the control port.
+    Kernel,
     /// The answer would be longer than the question, and nobody has proven that he asked.
     AnswerTooLong,
     /// The kernel did not take the answer.
@@ -38,7 +38,7 @@ impl CommandDrop {
         "wrong-time",
         "replayed",
         "too-many-remembered",
-        "receive-buffer-full",
+        "kernel",
         "answer-too-long",
         "answer-not-sent",
     ];

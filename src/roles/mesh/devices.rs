@@ -2,6 +2,7 @@
 
 use crate::net::netlink::route::{Hop, MAIN, Route};
 use crate::net::netlink::{Netlink, Network};
+use crate::net::random;
 use crate::net::tun::TunDevice;
 use crate::roles::data_plane::Plane;
 use crate::roles::data_plane::orders::Order;
@@ -46,6 +47,8 @@ pub(super) struct Devices {
     netlink: Netlink,
     offload: bool,
     devices: BTreeMap<TunnelName, Device>,
+    /// Those of closed tunnels, which [`Devices::sweep`] deletes.
+    closed: Vec<Device>,
     /// Numbers below `next_id` that are free again.
     free: Vec<DeviceId>,
     next_id: u32,
@@ -57,6 +60,7 @@ impl Devices {
             netlink: Netlink::open()?,
             offload,
             devices: BTreeMap::new(),
+            closed: Vec::new(),
             free: Vec::new(),
             next_id: 0,
         })
@@ -78,7 +82,7 @@ impl Devices {
         self.netlink.link_by_index(device.index).is_ok_and(|link| link.name == name.as_str())
     }
 
-    /// Does one step.
+    /// Does one step; after the last one comes [`Devices::sweep`].
     pub(super) fn perform(
         &mut self,
         plane: &Plane,
@@ -88,7 +92,7 @@ impl Devices {
         let done = match action {
             Action::Open => self.make(plane, name),
             Action::Close => {
-                self.discard(plane, name);
+                self.closed.extend(self.devices.remove(name));
                 Ok(())
             }
             _ => match self.devices.get(name) {
@@ -121,21 +125,50 @@ impl Devices {
         Ok(())
     }
 
-    /// Forgets a device and has the kernel delete it, if it is there.
-    pub(super) fn discard(&mut self, plane: &Plane, name: &TunnelName) {
-        let Some(device) = self.devices.remove(name) else { return };
-        plane.order(&Order::RemoveDevice(device.id));
-        self.free.push(device.id);
-        // At once, so that the name is free when this returns: the data plane closes the device a
-        // little later.
-        match self.netlink.delete_link(device.index) {
+    /// Has the kernel delete the devices whose tunnels have been closed, and the data plane forget
+    /// them. When this returns their names are free.
+    ///
+    /// Here, and not by the data plane's closing them: that takes 10 to 20 ms each, and nothing is
+    /// carried meanwhile.
+    pub(super) fn sweep(&mut self, plane: &Plane) {
+        let closed = std::mem::take(&mut self.closed);
+        let deleted = match closed[..] {
+            [] => return,
+            [device] => self.netlink.delete_link(device.index),
+            _ => self.delete_all(&closed),
+        };
+        match deleted {
+            // Somebody else was faster.
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!(
-                    "{name}: cannot delete the device, which goes when it is closed: {error}"
-                );
+                log::warn!("cannot delete devices, which go when they are closed: {error}");
             }
             _ => {}
         }
+        for device in closed {
+            plane.order(&Order::RemoveDevice(device.id));
+            self.free.push(device.id);
+        }
+    }
+
+    fn delete_all(&mut self, devices: &[Device]) -> io::Result<()> {
+        // Any number that nobody else uses.
+        let group = u32::from_ne_bytes(random::bytes()?) | 1 << 30;
+        let mut any = false;
+        for device in devices {
+            match self.netlink.set_group(device.index, group) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                set => {
+                    set?;
+                    any = true;
+                }
+            }
+        }
+        if any { self.netlink.delete_group(group) } else { Ok(()) }
+    }
+
+    /// Marks every device as closed, for [`Devices::sweep`].
+    pub(super) fn close_all(&mut self) {
+        self.closed.extend(std::mem::take(&mut self.devices).into_values());
     }
 
     fn change(&mut self, index: u32, action: Action) -> io::Result<()> {

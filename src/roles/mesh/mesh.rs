@@ -207,7 +207,9 @@ impl Mesh {
 
     /// The device is gone: makes another.
     pub(super) fn remake(&mut self, now: Instant, name: &TunnelName) {
-        self.devices.discard(&self.plane, name);
+        if self.devices.perform(&self.plane, name, Action::Close).is_ok() {
+            self.devices.sweep(&self.plane);
+        }
         self.counters.devices_remade.increment();
         self.make(now, name);
         self.publish();
@@ -229,6 +231,9 @@ impl Mesh {
             Ok(()) => {
                 running.mtu = to;
                 log::info!("{name}: the MTU is {to}");
+                if tunnel.clamp_mss {
+                    self.chores.clamp(self.with_running());
+                }
             }
             Err(failure) => log::error!("{failure}"),
         }
@@ -237,11 +242,13 @@ impl Mesh {
     /// The steps on the host; what cannot be taken back is logged.
     fn take(&mut self, steps: &[Step]) -> Result<(), (usize, Failure)> {
         let Mesh { devices, plane, .. } = self;
-        carry_out(
+        let done = carry_out(
             steps,
             |name, action| devices.perform(plane, name, action),
             |_, failure| log::error!("while taking back: {failure}"),
-        )
+        );
+        devices.sweep(plane);
+        done
     }
 
     /// What a tunnel begins with.
@@ -386,7 +393,9 @@ impl Mesh {
 
     /// Takes everything down.
     pub(super) fn stop(self) {
-        let Mesh { set, running, plane, chores, counters, .. } = self;
+        let Mesh { set, running, mut devices, plane, chores, counters, .. } = self;
+        devices.close_all();
+        devices.sweep(&plane);
         plane.stop();
         for tunnel in set.iter() {
             if let Some(running) = running.get(&tunnel.name) {

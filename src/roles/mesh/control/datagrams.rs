@@ -1,6 +1,6 @@
-//! Commands over UDP. The seed's door, the control port, is bound to the loopback device: every
-//! address of this host works from this host, and nothing gets in from outside. Other doors demand a
-//! proof.
+//! Commands over UDP. The seed's door, the control port, takes what came over the loopback device:
+//! every address of this host works from this host, and nothing gets in from outside. Other doors
+//! demand a proof.
 
 use super::super::Config;
 use super::super::counters::{CommandDrop, Counters};
@@ -77,14 +77,14 @@ impl Datagrams {
             let any: [SocketAddr; 2] =
                 [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
             for address in any {
-                match UdpSocket::bind_on_device(address, "lo", Buffers::default()) {
+                match UdpSocket::bind_for_this_host(address, Buffers::default()) {
                     Ok(socket) => sockets.push(Socket { socket, trust: Trust::Local }),
                     // IPv6 may be switched off.
                     Err(error) if address.is_ipv6() && is_missing(&error) => {}
                     Err(error) => return Err(cannot(address, error)),
                 }
             }
-            log::info!("control on udp port {port} of the loopback device");
+            log::info!("control on udp port {port}, for this host alone");
         }
         let trust = if config.insecure_control { Trust::Anybody } else { Trust::Proof };
         for address in &config.control_addresses {
@@ -146,7 +146,7 @@ impl Datagrams {
         match socket.receive(&mut self.queue) {
             Ok(count) => {
                 let drops = socket.new_kernel_drops(&self.queue);
-                self.counters.commands_dropped(CommandDrop::ReceiveBufferFull, drops.into());
+                self.counters.commands_dropped(CommandDrop::Kernel, drops.into());
                 self.judge_all(index, trust, now);
                 if count == RECEIVE_BATCH {
                     events.again(token, readiness);

@@ -220,9 +220,7 @@ fn wanted(m: &Matches, command: &str) -> Result<Wanted, UsageError> {
         "update" => Ok(Wanted::Change { op: "update", tunnel: tunnel(m)? }),
         "del" => Ok(Wanted::Change { op: "del", tunnel: tunnel(m)? }),
         "apply" => match m.positional(1) {
-            Some(file) => {
-                Ok(Wanted::Apply { file: file.to_owned(), dry_run: m.flag("--dry-run") })
-            }
+            Some(file) => Ok(Wanted::Apply { file: file.to_owned(), dry_run: m.flag("--dry-run") }),
             None => Err(missing("NAME", "the file to apply, - for standard input")),
         },
         other => Err(UsageError::NotAllowed {
@@ -361,7 +359,9 @@ mod tests {
         assert_eq!(tunnel, r#"{"name":"a","netmask":"255.255.255.252","mtu":1500}"#);
         let line = "-s h --op add --name a --tunnelIP 10.0.0.1/24 --remoteServer b --mtu auto";
         assert!(seed(line).0.contains(r#""tunnelIP":"10.0.0.1/24","mtu":"auto""#));
-        for wrong in ["-o add -n a -t 10.0.0.1", "-o add -t 10.0.0.1 -r b", "-o list -n a", "x -o del -n a"] {
+        for wrong in
+            ["-o add -n a -t 10.0.0.1", "-o add -t 10.0.0.1 -r b", "-o list -n a", "x -o del -n a"]
+        {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }
@@ -383,8 +383,16 @@ mod tests {
         );
         assert!(matches!(read("list").unwrap().way, Way::Socket { .. }));
         for wrong in [
-            "lst", "list x", "get", "get a -n b", "apply", "list --dry-run", "list --no-wait",
-            "list --key f", "update a --set x", "list -p 0",
+            "lst",
+            "list x",
+            "get",
+            "get a -n b",
+            "apply",
+            "list --dry-run",
+            "list --no-wait",
+            "list --key f",
+            "update a --set x",
+            "list -p 0",
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

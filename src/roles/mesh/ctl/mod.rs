@@ -113,9 +113,8 @@ fn tunnels_in(file: &str) -> Result<Value, Error> {
         path => std::fs::read_to_string(path).map(|read| text = read),
     }
     .map_err(Error::while_doing(doing))?;
-    let value: Value = serde_json::from_str(&text)
-        .map_err(io::Error::other)
-        .map_err(Error::while_doing(doing))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(io::Error::other).map_err(Error::while_doing(doing))?;
     let tunnels = match value {
         Value::Array(_) => Some(value),
         Value::Object(mut object) => object.remove("tunnel").filter(Value::is_array),

@@ -26,7 +26,8 @@ pub(super) fn list(tunnels: &[Value]) -> String {
 
 /// What was counted, a line for each tunnel.
 pub(super) fn stats(tunnels: &[Value]) -> String {
-    let head = ["NAME", "STATE", "HEARD", "PACKETS-IN", "BYTES-IN", "PACKETS-OUT", "BYTES-OUT", "DROPPED"];
+    let head =
+        ["NAME", "STATE", "HEARD", "PACKETS-IN", "BYTES-IN", "PACKETS-OUT", "BYTES-OUT", "DROPPED"];
     let rows = tunnels.iter().map(|tunnel| {
         [
             text(tunnel, "name"),
@@ -61,7 +62,8 @@ pub(super) fn changes(answer: &Value) -> String {
             _ => {
                 let fields = change.get("fields").and_then(Value::as_object);
                 let fields = fields.into_iter().flatten().map(|(field, sides)| {
-                    let [from, to] = [0, 1].map(|side| sides.get(side).map_or("-".to_owned(), plain));
+                    let [from, to] =
+                        [0, 1].map(|side| sides.get(side).map_or("-".to_owned(), plain));
                     format!("{field} {from} -> {to}")
                 });
                 writeln!(shown, "~ {name}: {}", fields.collect::<Vec<_>>().join(", "))
@@ -196,10 +198,7 @@ mod tests {
             { "change": "update", "name": "b", "fields": { "mtu": ["auto", 1400], "routes": [null, ["10.0.0.0/8"]] } },
             { "change": "add", "name": "c" }
         ]});
-        assert_eq!(
-            changes(&answer),
-            "- a\n~ b: mtu auto -> 1400, routes - -> 10.0.0.0/8\n+ c\n"
-        );
+        assert_eq!(changes(&answer), "- a\n~ b: mtu auto -> 1400, routes - -> 10.0.0.0/8\n+ c\n");
         assert_eq!(changes(&json!({ "changed": 0, "changes": [] })), "nothing to change\n");
         let brief = json!({ "changed": 500, "warning": "the state is not saved: no space" });
         assert_eq!(

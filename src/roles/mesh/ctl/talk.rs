@@ -27,17 +27,9 @@ const DATAGRAM_LEN_MAX: usize = 65_536;
 #[derive(Debug, Clone)]
 pub(super) enum Way {
     /// At its Unix socket.
-    Socket {
-        path: PathBuf,
-        timeout: Duration,
-    },
+    Socket { path: PathBuf, timeout: Duration },
     /// Over UDP, with a proof if there is a key.
-    Datagrams {
-        host: String,
-        port: u16,
-        key: Option<PathBuf>,
-        timeout: Duration,
-    },
+    Datagrams { host: String, port: u16, key: Option<PathBuf>, timeout: Duration },
 }
 
 /// A conversation with a daemon.
@@ -65,7 +57,9 @@ impl Talk {
                 let stream = UnixStream::connect(path)
                     .and_then(|stream| stream.set_read_timeout(Some(*timeout)).map(|()| stream))
                     .map_err(Error::while_doing(|| {
-                        format!("cannot reach the daemon at {shown} (is it running, and are you root?)")
+                        format!(
+                            "cannot reach the daemon at {shown} (is it running, and are you root?)"
+                        )
                     }))?;
                 let line = Line::Socket(BufReader::new(stream));
                 Ok(Talk { line, shown, timeout: *timeout, number })

@@ -51,27 +51,30 @@ pub fn changes(changes: &[Change]) -> Value {
 /// The answer with as many of the entries under `tunnel` as its length allows, and `"more": true` if
 /// there are others. At least one stands there, if there is any.
 pub fn page(
-    mut object: Map<String, Value>,
+    object: Map<String, Value>,
     entries: impl Iterator<Item = Value>,
     len_max: usize,
 ) -> String {
-    let mut entries = entries.peekable();
-    // The brackets and the field's name, and the mark that there is more.
-    let mut len =
-        Value::Object(object.clone()).to_string().len() + r#","tunnel":[],"more":true"#.len();
-    let mut taken = Vec::new();
-    while let Some(entry) = entries.peek() {
-        len += entry.to_string().len() + 1;
-        if len > len_max && !taken.is_empty() {
-            break;
+    const MORE: &str = r#"],"more":true}"#;
+    let mut text = Value::Object(object).to_string();
+    // Its closing brace makes room.
+    text.pop();
+    text.push_str(r#","tunnel":["#);
+    let first = text.len();
+    for entry in entries {
+        let entry = entry.to_string();
+        if text.len() == first {
+            text.push_str(&entry);
+        } else if text.len() + 1 + entry.len() + MORE.len() <= len_max {
+            text.push(',');
+            text.push_str(&entry);
+        } else {
+            text.push_str(MORE);
+            return text;
         }
-        taken.extend(entries.next());
     }
-    object.insert("tunnel".to_owned(), taken.into());
-    if entries.peek().is_some() {
-        object.insert("more".to_owned(), true.into());
-    }
-    Value::Object(object).to_string()
+    text.push_str("]}");
+    text
 }
 
 #[cfg(test)]

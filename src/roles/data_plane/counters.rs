@@ -152,6 +152,13 @@ impl PeerCounters {
         self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// What has been counted as sent and was not.
+    pub(super) fn lost(&self, packets: u64, bytes: u64) {
+        self.packets_out.fetch_sub(packets, Ordering::Relaxed);
+        self.bytes_out.fetch_sub(bytes, Ordering::Relaxed);
+        self.dropped(packets);
+    }
+
     pub(super) fn dropped(&self, packets: u64) {
         self.dropped.fetch_add(packets, Ordering::Relaxed);
     }
@@ -222,7 +229,78 @@ impl Counters {
         }
     }
 
+    pub(super) fn received(&self, packets: u64, bytes: u64) {
+        self.packets_in.add(packets);
+        self.bytes_in.add(bytes);
+    }
+
+    pub(super) fn sent(&self, packets: u64, bytes: u64) {
+        self.packets_out.add(packets);
+        self.bytes_out.add(bytes);
+    }
+
+    pub(super) fn forwarded(&self, packets: u64) {
+        self.packets_forwarded.add(packets);
+    }
+
+    pub(super) fn read_device(&self) {
+        self.device_reads.increment();
+    }
+
+    pub(super) fn wrote_device(&self) {
+        self.device_writes.increment();
+    }
+
+    pub(super) fn refused_segmentation(&self) {
+        self.segmentation_refused.increment();
+    }
+
+    pub(super) fn refused_merging(&self) {
+        self.merging_refused.increment();
+    }
+
     pub(super) fn report_dropped(&self) {
         self.reports_dropped.increment();
+    }
+
+    pub(super) fn dropped(&self, reason: DropReason, packets: usize) {
+        if packets > 0 {
+            self.dropped[reason as usize].add(packets as u64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::clock;
+
+    #[test]
+    fn labels_stand_in_the_order_of_declaration() {
+        assert_eq!(DropReason::LABELS[DropReason::ControlUnheard as usize], "control-unheard");
+        assert_eq!(DropReason::LABELS[DropReason::NoSocket as usize], "no-socket");
+        assert_eq!(DropReason::LABELS[DropReason::ForeignSource as usize], "foreign-source");
+    }
+
+    #[test]
+    fn a_peer_is_heard_of_to_the_millisecond() {
+        let start = clock::now();
+        let counters = PeerCounters::new(start);
+        assert_eq!(counters.last_heard(), None);
+        counters.heard(start);
+        assert_eq!(counters.last_heard(), Some(start));
+        counters.heard(start + Duration::from_micros(2700));
+        assert_eq!(counters.last_heard(), Some(start + Duration::from_millis(2)));
+    }
+
+    #[test]
+    fn what_was_lost_was_not_sent() {
+        let counters = PeerCounters::new(clock::now());
+        counters.sent(10, 1000);
+        counters.lost(2, 150);
+        counters.received(1, 60);
+        let expected =
+            PeerTotals { packets_in: 1, bytes_in: 60, packets_out: 8, bytes_out: 850, dropped: 2 };
+        assert_eq!(counters.totals(), expected);
     }
 }

@@ -22,7 +22,9 @@ pub mod orders;
 pub mod table;
 
 mod inbound;
+mod members;
 mod outbound;
+mod sending;
 
 use crate::error::Error;
 use crate::runtime::event_loop::EventLoop;

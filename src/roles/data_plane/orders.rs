@@ -101,8 +101,8 @@ impl Reports {
     }
 
     /// Tells the main thread, or returns false when it lags behind.
-    pub(super) fn tell(&self, report: Report) -> bool {
-        let is_told = self.sender.waiting() < REPORTS_MAX && self.sender.send(report).is_ok();
+    pub(super) fn tell(&self, report: impl FnOnce() -> Report) -> bool {
+        let is_told = self.sender.waiting() < REPORTS_MAX && self.sender.send(report()).is_ok();
         if !is_told {
             self.counters.report_dropped();
         }

@@ -1,16 +1,297 @@
-//! From the devices to the sockets.
+//! From the devices to the sockets: one read yields a packet or many in one, and what was read
+//! leaves in one call.
 
-use super::Link;
+use super::counters::DropReason;
+use super::members::Members;
+use super::orders::{Order, Report};
+use super::sending::{self, Outgoing};
+use super::table::{DeviceId, Framing, Peer};
+use super::{Link, ORDERS};
+use crate::net::sys::mmsg::send::SendQueue;
+use crate::net::tun::{TunDevice, is_gone};
+use crate::runtime::clock;
+use crate::runtime::event_loop::Readiness;
+use crate::wire::ip::{self, Header};
+use crate::wire::offload::split::Split;
+use crate::wire::offload::{Kind, VIRTIO_HEADER_LEN, VirtioHeader};
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
 use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
-pub(super) fn run(mut link: Link) -> io::Result<()> {
-    loop {
-        link.events.wait(None)?;
-        while let Some(_) = link.events.next_ready() {
-            for _ in link.orders.drain() {}
-            if link.orders.is_closed() {
+/// Reads of one device in its turn.
+const READS_PER_TURN: usize = 64;
+/// Room for one read: the longest packet behind its header.
+const SLOT_LEN: usize = VIRTIO_HEADER_LEN + 65_535;
+/// Room for the packets that are read in a row, of which all but the last may be 1.5 KiB.
+const READ_LEN: usize = 96 * 1024 + SLOT_LEN;
+/// Room for the packets that were split: four of the longest trains. They are sent while they are
+/// still in the cache.
+const SPLIT_LEN: usize = 256 * 1024;
+
+/// The thread's body.
+pub(super) fn run(link: Link) -> io::Result<()> {
+    let outbound = Outbound {
+        link,
+        members: Members::default(),
+        arena: Arena::default(),
+        outgoing: Vec::new(),
+        queue: SendQueue::default(),
+    };
+    outbound.serve()
+}
+
+struct Outbound {
+    link: Link,
+    members: Members,
+    arena: Arena,
+    outgoing: Vec<Outgoing>,
+    queue: SendQueue,
+}
+
+/// Where packets wait to be sent. The front is for what was split, the back for what was read and
+/// stays there.
+struct Arena {
+    bytes: Vec<u8>,
+    /// Where the next split packet goes.
+    split_end: usize,
+    /// Where the next read goes.
+    read_end: usize,
+}
+
+impl Default for Arena {
+    fn default() -> Arena {
+        Arena { bytes: vec![0; SPLIT_LEN + READ_LEN], split_end: 0, read_end: SPLIT_LEN }
+    }
+}
+
+impl Arena {
+    fn clear(&mut self) {
+        self.split_end = 0;
+        self.read_end = SPLIT_LEN;
+    }
+
+    fn has_room_to_read(&self) -> bool {
+        self.bytes.len() - self.read_end >= SLOT_LEN
+    }
+}
+
+impl Outbound {
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            self.link.events.wait(None)?;
+            if self.link.orders.is_closed() {
                 return Ok(());
             }
+            self.obey();
+            while let Some((token, _)) = self.link.events.next_ready() {
+                if token != ORDERS {
+                    self.read_device(token);
+                }
+            }
         }
+    }
+
+    fn obey(&mut self) {
+        let orders: Vec<Order> = self.link.orders.drain().collect();
+        for order in orders {
+            match &order {
+                Order::AddDevice(id, device) => self.watch(*id, device),
+                Order::RemoveDevice(id) => self.forget(*id),
+                _ => {}
+            }
+            self.members.obey(order);
+        }
+    }
+
+    fn watch(&mut self, id: DeviceId, device: &TunDevice) {
+        let fd = device.as_fd().as_raw_fd();
+        match self.link.events.register(&mut SourceFd(&fd), token(id), Interest::READABLE) {
+            // What came before this will not be told again.
+            Ok(()) => self.link.events.again(token(id), Readiness::READABLE),
+            Err(error) => self.device_gone(id, error),
+        }
+    }
+
+    fn forget(&mut self, id: DeviceId) {
+        if let Some(device) = self.members.device(id) {
+            let fd = device.as_fd().as_raw_fd();
+            // An interface that has been deleted is not watched any more.
+            let _ = self.link.events.deregister(&mut SourceFd(&fd), token(id));
+        }
+    }
+
+    fn device_gone(&mut self, device: DeviceId, error: io::Error) {
+        self.link.reports.tell(|| Report::DeviceGone { device, error });
+    }
+
+    /// Reads until the device has nothing more, or its turn is over, and sends it all.
+    fn read_device(&mut self, token: Token) {
+        let id = DeviceId(u32::try_from(token.0 - 1).unwrap_or(u32::MAX));
+        let Some(device) = self.members.device(id).map(Arc::clone) else {
+            return;
+        };
+        let has_header = device.offloads().header;
+        // A packet begins at the same place with or without a header in front of it.
+        let before = if has_header { 0 } else { VIRTIO_HEADER_LEN };
+        for _ in 0..READS_PER_TURN {
+            if !self.arena.has_room_to_read() {
+                self.send();
+            }
+            let start = self.arena.read_end + before;
+            match device.read(&mut self.arena.bytes[start..]) {
+                Ok(len) => {
+                    self.link.counters.read_device();
+                    self.take(id, has_header, start + len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.send();
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.send();
+                    if is_gone(&error) {
+                        self.forget(id);
+                        self.members.obey(Order::RemoveDevice(id));
+                        self.device_gone(id, error);
+                    }
+                    return;
+                }
+            }
+        }
+        self.send();
+        self.link.events.again(token, Readiness::READABLE);
+    }
+
+    /// Takes in what has been read to the end of the arena, up to `end`.
+    fn take(&mut self, device: DeviceId, has_header: bool, end: usize) {
+        if let Err((reason, packets)) = self.sort(device, has_header, end) {
+            self.link.counters.dropped(reason, packets);
+        }
+    }
+
+    fn sort(
+        &mut self,
+        device: DeviceId,
+        has_header: bool,
+        end: usize,
+    ) -> Result<(), (DropReason, usize)> {
+        let start = self.arena.read_end;
+        let packet = start + VIRTIO_HEADER_LEN..end;
+        let malformed = (DropReason::DeviceMalformed, 1);
+        let virtio = if has_header {
+            VirtioHeader::parse(&self.arena.bytes[start..end]).ok_or(malformed)?
+        } else {
+            VirtioHeader::default()
+        };
+        let bytes = self.arena.bytes.get(packet.clone()).ok_or(malformed)?;
+        let ip = Header::parse(bytes).ok_or(malformed)?;
+        let Some(peer) = self.members.table.route(device, ip.destination).map(Arc::clone) else {
+            let reason = if ip.is_for_many() { DropReason::Multicast } else { DropReason::NoRoute };
+            return Err((reason, 1));
+        };
+        if self.is_own_datagram(&ip, bytes, &peer) {
+            peer.counters.dropped(1);
+            return Err((DropReason::RoutingLoop, 1));
+        }
+        if virtio.kind == Kind::Single {
+            self.keep(&virtio, packet, peer).ok_or(malformed)
+        } else {
+            self.split(&virtio, ip, packet, peer)
+        }
+    }
+
+    /// Whether this is one of our datagrams to that peer, which a route has led back to us: it would
+    /// come round for ever, and grow.
+    fn is_own_datagram(&self, ip: &Header, packet: &[u8], peer: &Peer) -> bool {
+        if ip.protocol != ip::UDP || ip.destination != peer.endpoint.ip() {
+            return false;
+        }
+        let ports = packet.get(ip.transport..).and_then(<[u8]>::first_chunk::<4>);
+        let own_port = self.members.socket(peer.socket).map(|socket| socket.port);
+        ports.is_some_and(|[a, b, c, d]| {
+            Some(u16::from_be_bytes([*a, *b])) == own_port
+                && u16::from_be_bytes([*c, *d]) == peer.endpoint.port()
+        })
+    }
+
+    /// A packet that stays where it was read.
+    fn keep(&mut self, virtio: &VirtioHeader, packet: Range<usize>, peer: Arc<Peer>) -> Option<()> {
+        let bytes = &mut self.arena.bytes[packet.clone()];
+        virtio.complete_checksum(bytes)?;
+        let prefix = prefix(peer.framing, bytes);
+        let range = packet.start - prefix.len()..packet.end;
+        // In place of the end of the virtio header.
+        self.arena.bytes[range.start..packet.start].copy_from_slice(prefix);
+        self.arena.read_end = range.end;
+        self.outgoing.push(Outgoing { segment_len: range.len(), range, peer });
+        Some(())
+    }
+
+    /// Packets in one: they are split, and the place where they were read is free again.
+    fn split(
+        &mut self,
+        virtio: &VirtioHeader,
+        ip: Header,
+        packet: Range<usize>,
+        peer: Arc<Peer>,
+    ) -> Result<(), (DropReason, usize)> {
+        let malformed = (DropReason::DeviceMalformed, 1);
+        let (bytes, from) = (&self.arena.bytes[packet.clone()], packet.start);
+        let prefix = prefix(peer.framing, bytes);
+        let split = Split::new(virtio, ip, bytes).ok_or(malformed)?;
+        let len = split.total_len(prefix.len());
+        if len > SPLIT_LEN {
+            return Err((DropReason::TooLong, split.packets()));
+        }
+        if self.arena.split_end + len > SPLIT_LEN {
+            // What was read stays where it is meanwhile.
+            self.send();
+        }
+        let (front, back) = self.arena.bytes.split_at_mut(from);
+        let split = Split::new(virtio, ip, &back[..packet.len()]).ok_or(malformed)?;
+        let range = self.arena.split_end..self.arena.split_end + len;
+        split.write(prefix, &mut front[range.clone()]).ok_or(malformed)?;
+        self.arena.split_end = range.end;
+        let segment_len = prefix.len() + split.packet_len();
+        match self.outgoing.last_mut() {
+            // One run with what was split before, unless that has a short packet at its end.
+            Some(last)
+                if Arc::ptr_eq(&last.peer, &peer)
+                    && last.range.end == range.start
+                    && last.segment_len == segment_len
+                    && last.range.len() % segment_len == 0 =>
+            {
+                last.range.end = range.end;
+            }
+            _ => self.outgoing.push(Outgoing { peer, range, segment_len }),
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) {
+        if !self.outgoing.is_empty() {
+            let Outbound { link, members, arena, outgoing, queue } = self;
+            sending::send(outgoing, &arena.bytes, queue, members, &link.counters, clock::now());
+        }
+        self.arena.clear();
+    }
+}
+
+/// Sockets and devices come behind the orders.
+fn token(id: DeviceId) -> Token {
+    Token(ORDERS.0 + 1 + id.0 as usize)
+}
+
+/// What stands in front of the packet in a datagram: flags 0 and the ethertype (linux/if_tun.h,
+/// `tun_pi`), or nothing.
+fn prefix(framing: Framing, packet: &[u8]) -> &'static [u8] {
+    match (framing, packet.first().map(|byte| byte >> 4)) {
+        (Framing::Raw, _) => &[],
+        (Framing::PacketInformation, Some(6)) => &[0, 0, 0x86, 0xdd],
+        (Framing::PacketInformation, _) => &[0, 0, 0x08, 0x00],
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A TUN device, by the number that the main thread gave it. Small numbers: they are tokens of a
 /// poll.
@@ -51,9 +51,9 @@ impl Inner {
     }
 }
 
-/// After a refusal, trains to a peer are tried again when so much time has passed: a path's MTU or
-/// device may have changed. One refused call in so much time costs nothing.
-const SEGMENTATION_PAUSE: Duration = Duration::from_secs(60);
+/// After a refusal, trains to a peer are tried again when so many milliseconds have passed: a path's
+/// MTU or device may have changed. One refused call in so much time costs nothing.
+const SEGMENTATION_PAUSE: u64 = 60_000;
 
 /// The other end of a tunnel.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Peer {
 
     /// The kernel or the path to this peer has refused a train.
     pub(super) fn refuse_segmentation(&self, now: Instant) {
-        let until = self.counters.milliseconds(now) + SEGMENTATION_PAUSE.as_millis() as u64;
+        let until = self.counters.milliseconds(now) + SEGMENTATION_PAUSE;
         self.singly_until.store(until, Ordering::Relaxed);
     }
 
@@ -221,6 +221,7 @@ impl Table {
 mod tests {
     use super::*;
     use crate::runtime::clock;
+    use std::time::Duration;
 
     fn peer(endpoint: &str, device: u32, inner: Inner) -> Arc<Peer> {
         let counters = Arc::new(PeerCounters::new(clock::now()));
@@ -281,7 +282,7 @@ mod tests {
         let now = clock::now();
         assert!(peer.takes_trains(now));
         peer.refuse_segmentation(now);
-        assert!(!peer.takes_trains(now + SEGMENTATION_PAUSE / 2));
-        assert!(peer.takes_trains(now + SEGMENTATION_PAUSE + Duration::from_millis(1)));
+        assert!(!peer.takes_trains(now + Duration::from_millis(SEGMENTATION_PAUSE / 2)));
+        assert!(peer.takes_trains(now + Duration::from_millis(SEGMENTATION_PAUSE + 1)));
     }
 }

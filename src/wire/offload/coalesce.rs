@@ -124,19 +124,19 @@ impl Default for Coalescer {
 }
 
 impl Coalescer {
-    /// Takes the next packet, the bytes of `buffer` in `packet`, for `device`. What has to be written
-    /// goes to `write`, perhaps later: with another packet, or with [`Coalescer::finish`], up to
-    /// which the buffer must stay as it is.
+    /// Takes the next packet for `device`: the bytes of `buffer` in `packet`, whose header is `ip`. What
+    /// has to be written goes to `write`, perhaps later: with another packet, or with
+    /// [`Coalescer::finish`], up to which the buffer must stay as it is.
     pub fn push(
         &mut self,
-        device: u32,
-        merging: Merging,
+        (device, merging): (u32, Merging),
         buffer: &[u8],
         packet: Range<usize>,
+        ip: &Header,
         write: &mut impl FnMut(Output<'_>),
     ) {
         let bytes = buffer.get(packet.clone()).unwrap_or_default();
-        let Some(candidate) = Candidate::parse(bytes, merging) else {
+        let Some(candidate) = Candidate::parse(bytes, ip, merging) else {
             // Of a fragment, or of another protocol, it is not known which flow it must not overtake.
             self.finish_device(device, write);
             write(single(device, &[packet]));
@@ -416,7 +416,7 @@ impl Flow {
             let header_len = u16::try_from(ip.transport).ok()?;
             put(ip_header, 2, len.checked_add(header_len)?.to_be_bytes())?;
             put(ip_header, 10, [0, 0])?;
-            let sum = Sum::default().add(ip_header).checksum();
+            let sum = Sum::default().with(ip_header).checksum();
             put(ip_header, 10, sum)?;
         } else {
             put(ip_header, 4, len.to_be_bytes())?;
@@ -445,8 +445,7 @@ impl Flow {
 impl Candidate {
     /// A TCP segment or UDP datagram, as a whole and right behind its IP header.
     #[inline]
-    fn parse(bytes: &[u8], merging: Merging) -> Option<Candidate> {
-        let ip = Header::parse(bytes)?;
+    fn parse(bytes: &[u8], ip: &Header, merging: Merging) -> Option<Candidate> {
         let is_whole = ip.packet_len == bytes.len() && !ip.is_fragment;
         let segment = bytes.get(ip.transport..).filter(|_| is_whole)?;
         let id = bytes.get(4..)?.first_chunk().map(|id| u16::from_be_bytes(*id))?;
@@ -472,7 +471,7 @@ impl Candidate {
         };
         let payload = segment.len().checked_sub(header_len)?;
         Some(Candidate {
-            ip,
+            ip: *ip,
             headers_len: ip.transport.saturating_add(header_len),
             ports: *segment.first_chunk()?,
             payload,
@@ -489,7 +488,7 @@ impl Candidate {
         let Some((ip, segment)) = bytes.split_at_checked(self.ip.transport) else {
             return false;
         };
-        let sum = self.ip.pseudo_sum(self.ip.protocol, segment.len()).add(segment);
-        (self.ip.source.is_ipv6() || Sum::default().add(ip).is_sound()) && sum.is_sound()
+        let sum = self.ip.pseudo_sum(self.ip.protocol, segment.len()).with(segment);
+        (self.ip.source.is_ipv6() || Sum::default().with(ip).is_sound()) && sum.is_sound()
     }
 }

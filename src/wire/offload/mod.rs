@@ -113,7 +113,7 @@ impl VirtioHeader {
             return Some(());
         };
         let protected = packet.get_mut(usize::from(start)..)?;
-        let sum = Sum::default().add(protected);
+        let sum = Sum::default().with(protected);
         let field = protected.get_mut(usize::from(offset)..)?.first_chunk_mut()?;
         // As skb_checksum_help in linux/net/core/dev.c: TCP takes both words for zero.
         *field = sum.udp_checksum();

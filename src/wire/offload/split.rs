@@ -123,7 +123,7 @@ impl<'a> Split<'a> {
             #[allow(clippy::cast_possible_truncation)] // Ids wrap.
             put(ip, 4, id.wrapping_add(index as u16).to_be_bytes())?;
             put(ip, 10, [0, 0])?;
-            let sum = Sum::default().add(ip).checksum();
+            let sum = Sum::default().with(ip).checksum();
             put(ip, 10, sum)?;
         } else {
             let extensions = u16::try_from(ip.len().checked_sub(self.ip.transport)?).ok()?;
@@ -148,7 +148,7 @@ impl<'a> Split<'a> {
             UDP_CHECKSUM_AT
         };
         put(segment, checksum_at, [0, 0])?;
-        let sum = self.ip.pseudo_sum(self.protocol, segment.len()).add(segment);
+        let sum = self.ip.pseudo_sum(self.protocol, segment.len()).with(segment);
         let checksum = if self.protocol == TCP { sum.checksum() } else { sum.udp_checksum() };
         put(segment, checksum_at, checksum)
     }

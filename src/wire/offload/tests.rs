@@ -270,7 +270,8 @@ fn coalesce(packets: &[Vec<u8>], merging: Merging) -> Vec<(VirtioHeader, Vec<u8>
     };
     let mut coalescer = Coalescer::default();
     for range in &ranges {
-        coalescer.push(3, merging, &buffer, range.clone(), &mut write);
+        let ip = Header::parse(&buffer[range.clone()]).unwrap();
+        coalescer.push((3, merging), &buffer, range.clone(), &ip, &mut write);
     }
     coalescer.finish(&mut write);
     // For a device that refuses merged packets, every packet is there once.
@@ -737,8 +738,10 @@ proptest! {
                 packet[9] = protocol;
             }
         }
+        let mut readable = packets.clone();
+        readable.retain(|packet| Header::parse(packet).is_some());
         // Nothing here is sound enough to be merged.
-        prop_assert_eq!(coalesce(&packets, BOTH).len(), packets.len());
+        prop_assert_eq!(coalesce(&readable, BOTH).len(), readable.len());
         if let Some(header) = VirtioHeader::parse(&virtio) {
             for packet in &mut packets {
                 split(&header, packet, &[]);

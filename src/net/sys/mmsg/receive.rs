@@ -6,6 +6,7 @@ use super::name::{Name, read_name};
 use super::{Arrays, size_of_u32};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Messages per `recvmmsg`; with UDP_GRO each may hold many datagrams.
@@ -21,6 +22,8 @@ pub struct Received<'a> {
     /// Length of each datagram in the train; the last may be shorter.
     segment_len: usize,
     bytes: &'a [u8],
+    /// Where they begin in the queue's buffer.
+    start: usize,
     header: &'a libc::msghdr,
 }
 
@@ -29,6 +32,14 @@ impl<'a> Received<'a> {
     pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let empty = self.bytes.is_empty().then_some(self.bytes);
         empty.into_iter().chain(self.bytes.chunks(self.segment_len.max(1)))
+    }
+
+    /// Where those stand in [`ReceiveQueue::bytes`].
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (start, end, each) = (self.start, self.start + self.bytes.len(), self.segment_len);
+        let empty = self.bytes.is_empty().then_some(start..end);
+        let starts = (start..end).step_by(each.max(1));
+        empty.into_iter().chain(starts.map(move |start| start..end.min(start + each)))
     }
 
     /// The address of this host that it was sent to, which is the one to answer from: for IPv4
@@ -99,6 +110,11 @@ impl ReceiveQueue {
         Ok(self.received)
     }
 
+    /// The buffer that messages are received in.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The messages of the last [`ReceiveQueue::receive`].
     pub fn messages(&self) -> impl Iterator<Item = Received<'_>> {
         (0..self.received.min(RECEIVE_BATCH)).map(|index| {
@@ -112,6 +128,7 @@ impl ReceiveQueue {
                     .filter(|segment_len| *segment_len > 0)
                     .unwrap_or(RECEIVE_SLOT),
                 bytes: &self.bytes[start..start + len],
+                start,
                 header: &header.msg_hdr,
             }
         })

@@ -1,3 +1,5 @@
+mod trains;
+
 use super::receive::ReceiveQueue;
 use super::send::{SEGMENT_LEN_MAX, SendQueue, SendReport};
 use super::size_of_u32;

@@ -74,7 +74,8 @@ pub(super) fn changes(answer: &Value) -> String {
     if count == 0 {
         shown.push_str("nothing to change\n");
     } else if all.is_none() {
-        let _ = writeln!(shown, "{count} tunnels changed");
+        let tunnels = if count == 1 { "tunnel" } else { "tunnels" };
+        let _ = writeln!(shown, "{count} {tunnels} changed");
     }
     if let Some(warning) = answer.get("warning").and_then(Value::as_str) {
         let _ = writeln!(shown, "warning: {warning}");

@@ -76,14 +76,16 @@ impl Output<'_> {
 /// Puts packets together. Holds no payload; does not allocate once made.
 #[derive(Debug)]
 pub struct Coalescer {
-    flows: Vec<Flow>,
-    begun: u64,
+    flows: Box<[Flow]>,
+    /// Which of them have packets, in the order in which they were begun.
+    open: Vec<usize>,
+    /// The others.
+    free: Vec<usize>,
 }
 
 /// Packets of one flow that wait to be written.
 #[derive(Debug, Clone)]
 struct Flow {
-    /// Unused flows have no pieces.
     device: u32,
     candidate: Candidate,
     /// A virtio header, and the first packet's headers.
@@ -95,8 +97,6 @@ struct Flow {
     pieces: [Range<usize>; PIECES_MAX],
     count: usize,
     is_verified: bool,
-    /// When it was begun.
-    age: u64,
 }
 
 /// A packet that may be merged.
@@ -119,7 +119,11 @@ struct Candidate {
 
 impl Default for Coalescer {
     fn default() -> Coalescer {
-        Coalescer { flows: vec![Flow::unused(); FLOWS_MAX], begun: 0 }
+        Coalescer {
+            flows: vec![Flow::unused(); FLOWS_MAX].into(),
+            open: Vec::with_capacity(FLOWS_MAX),
+            free: (0..FLOWS_MAX).collect(),
+        }
     }
 }
 
@@ -138,20 +142,22 @@ impl Coalescer {
         let bytes = buffer.get(packet.clone()).unwrap_or_default();
         let Some(candidate) = Candidate::parse(bytes, ip, merging) else {
             // Of a fragment, or of another protocol, it is not known which flow it must not overtake.
-            self.finish_device(device, write);
+            self.finish_if(|flow| flow.device == device, write);
             write(single(device, &[packet]));
             return;
         };
-        let flow = self.flows.iter_mut().find(|flow| flow.is_same(device, &candidate));
         let payload = packet.start.saturating_add(candidate.headers_len)..packet.end;
-        if let Some(flow) = flow {
-            if flow.append(buffer, bytes, &candidate, payload.clone()) {
-                if flow.is_complete(&candidate) {
-                    flow.finish(write);
-                }
+        let is_same = |flow: &Flow| flow.is_same(device, &candidate);
+        let mut open = self.open.iter();
+        let index = open.find(|index| self.flows.get(**index).is_some_and(is_same)).copied();
+        if let Some(flow) = index.and_then(|index| self.flows.get_mut(index)) {
+            let is_appended = flow.append(buffer, bytes, &candidate, payload.clone());
+            if !is_appended || flow.is_complete(&candidate) {
+                self.finish_if(is_same, write);
+            }
+            if is_appended {
                 return;
             }
-            flow.finish(write);
         }
         if candidate.is_plain && !candidate.is_last {
             self.begin(device, candidate, bytes, payload, write);
@@ -162,15 +168,20 @@ impl Coalescer {
 
     /// Everything that waits is to be written.
     pub fn finish(&mut self, write: &mut impl FnMut(Output<'_>)) {
-        for flow in &mut self.flows {
-            flow.finish(write);
-        }
+        self.finish_if(|_| true, write);
     }
 
-    fn finish_device(&mut self, device: u32, write: &mut impl FnMut(Output<'_>)) {
-        for flow in self.flows.iter_mut().filter(|flow| flow.device == device) {
-            flow.finish(write);
-        }
+    fn finish_if(&mut self, is_due: impl Fn(&Flow) -> bool, write: &mut impl FnMut(Output<'_>)) {
+        let Coalescer { flows, open, free } = self;
+        open.retain(|index| {
+            let flow = flows.get_mut(*index).filter(|flow| is_due(flow));
+            if let Some(flow) = flow {
+                flow.finish(write);
+                free.push(*index);
+                return false;
+            }
+            true
+        });
     }
 
     fn begin(
@@ -181,12 +192,12 @@ impl Coalescer {
         payload: Range<usize>,
         write: &mut impl FnMut(Output<'_>),
     ) {
-        self.begun = self.begun.wrapping_add(1);
-        let age = |flow: &&mut Flow| if flow.count == 0 { 0 } else { flow.age };
-        if let Some(flow) = self.flows.iter_mut().min_by_key(age) {
+        let index = self.free.pop().unwrap_or_else(|| self.open.remove(0));
+        if let Some(flow) = self.flows.get_mut(index) {
             flow.finish(write);
-            flow.begin(device, self.begun, candidate, bytes, payload);
+            flow.begin(device, candidate, bytes, payload);
         }
+        self.open.push(index);
     }
 }
 
@@ -232,29 +243,20 @@ impl Flow {
             pieces: [const { 0..0 }; PIECES_MAX],
             count: 0,
             is_verified: false,
-            age: 0,
         }
     }
 
     #[inline]
     fn is_same(&self, device: u32, other: &Candidate) -> bool {
         let own = &self.candidate;
-        self.count > 0
-            && own.ports == other.ports
+        own.ports == other.ports
             && self.device == device
             && own.ip.protocol == other.ip.protocol
             && own.ip.source == other.ip.source
             && own.ip.destination == other.ip.destination
     }
 
-    fn begin(
-        &mut self,
-        device: u32,
-        age: u64,
-        candidate: Candidate,
-        bytes: &[u8],
-        payload: Range<usize>,
-    ) {
+    fn begin(&mut self, device: u32, candidate: Candidate, bytes: &[u8], payload: Range<usize>) {
         let headers = bytes.get(..candidate.headers_len);
         let room = self
             .head
@@ -266,7 +268,6 @@ impl Flow {
         };
         room.copy_from_slice(headers);
         self.device = device;
-        self.age = age;
         self.candidate = candidate;
         self.payload_len = candidate.payload;
         self.last_id = candidate.id;

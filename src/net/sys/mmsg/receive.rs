@@ -64,24 +64,22 @@ pub struct ReceiveQueue {
 
 impl Default for ReceiveQueue {
     fn default() -> ReceiveQueue {
-        ReceiveQueue {
+        let mut queue = ReceiveQueue {
             arrays: Arrays::new(RECEIVE_BATCH),
             bytes: vec![0; RECEIVE_BATCH * RECEIVE_SLOT],
             received: 0,
-        }
+        };
+        queue.prepare(RECEIVE_BATCH);
+        queue
     }
 }
 
 impl ReceiveQueue {
-    /// Receives what waits, at most [`RECEIVE_BATCH`] messages, and returns how many came.
-    ///
-    /// Fewer than `RECEIVE_BATCH` means that the socket is empty (or holds an error, which the next
-    /// call reports). Errors: `WouldBlock` when nothing waits; on a connected socket also the ICMP
-    /// errors of earlier datagrams.
-    pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
-        self.received = 0;
+    /// Makes the first `messages` headers say where the kernel may put what, which it then
+    /// overwrites with how much it put there. Neither the boxes nor the bytes ever move.
+    fn prepare(&mut self, messages: usize) {
         let arrays = &mut self.arrays;
-        for index in 0..RECEIVE_BATCH {
+        for index in 0..messages {
             let slot = &mut self.bytes[index * RECEIVE_SLOT..(index + 1) * RECEIVE_SLOT];
             arrays.payloads[index] =
                 libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
@@ -95,6 +93,18 @@ impl ReceiveQueue {
             header.msg_hdr.msg_controllen = CONTROL_LEN as _;
             header.msg_hdr.msg_flags = 0;
         }
+    }
+
+    /// Receives what waits, at most [`RECEIVE_BATCH`] messages, and returns how many came.
+    ///
+    /// Fewer than `RECEIVE_BATCH` means that the socket is empty (or holds an error, which the next
+    /// call reports). Errors: `WouldBlock` when nothing waits; on a connected socket also the ICMP
+    /// errors of earlier datagrams.
+    pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        // Only those that were used: for a lone datagram, all 32 would be the most of the work.
+        let used = std::mem::take(&mut self.received);
+        self.prepare(used.max(1));
+        let arrays = &mut self.arrays;
         // SAFETY: every header points at a name, a control buffer and one iovec of this queue, and
         // the iovec at a slot of `bytes` that overlaps no other; all live as long as `self`.
         let received = unsafe {
@@ -106,7 +116,8 @@ impl ReceiveQueue {
                 std::ptr::null_mut(),
             )
         };
-        self.received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        self.received = received.min(RECEIVE_BATCH);
         Ok(self.received)
     }
 
@@ -117,7 +128,7 @@ impl ReceiveQueue {
 
     /// The messages of the last [`ReceiveQueue::receive`].
     pub fn messages(&self) -> impl Iterator<Item = Received<'_>> {
-        (0..self.received.min(RECEIVE_BATCH)).map(|index| {
+        (0..self.received).map(|index| {
             let header = &self.arrays.headers[index];
             let len = (header.msg_len as usize).min(RECEIVE_SLOT);
             let start = index * RECEIVE_SLOT;
@@ -137,7 +148,7 @@ impl ReceiveQueue {
     /// How many datagrams the kernel had dropped on this socket, since it was made, for want of
     /// room when the last message of the last call came (`SO_RXQ_OVFL`; wraps at 2^32).
     pub fn kernel_drops(&self) -> Option<u32> {
-        let last = self.received.min(RECEIVE_BATCH).checked_sub(1)?;
+        let last = self.received.checked_sub(1)?;
         let drops =
             read_int(&self.arrays.headers[last].msg_hdr, libc::SOL_SOCKET, libc::SO_RXQ_OVFL)?;
         Some(u32::from_ne_bytes(drops.to_ne_bytes()))

@@ -162,12 +162,13 @@ fn make(local: SocketAddr, buffers: Buffers) -> io::Result<Socket> {
 
 /// Takes what a device of type `ARPHRD_LOOPBACK` has delivered, and nothing else (linux/filter.h).
 fn over_loopback() -> [SockFilter; 4] {
-    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let device_type = (libc::SKF_AD_OFF + libc::SKF_AD_HATYPE).cast_unsigned();
+    // BPF_LD | BPF_W | BPF_ABS of SKF_AD_OFF + SKF_AD_HATYPE; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K.
+    const LOAD_WORD: u16 = 0x20;
+    const DEVICE_TYPE: u32 = 0xffff_f000 + 28;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
     [
-        SockFilter::new(LOAD_WORD, 0, 0, device_type),
+        SockFilter::new(LOAD_WORD, 0, 0, DEVICE_TYPE),
         SockFilter::new(JUMP_IF_EQUAL, 0, 1, libc::ARPHRD_LOOPBACK.into()),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
         SockFilter::new(RETURN, 0, 0, 0),

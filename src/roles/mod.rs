@@ -93,7 +93,7 @@ pub const ROLES: &[Role] = &[
         command: &mesh::COMMAND,
         aliases: &["udpProxyServer"],
         run: mesh::run,
-        check: None,
+        check: Some((&mesh::CHECK, mesh::check)),
         selftest: None,
         metrics: mesh::metrics,
     },

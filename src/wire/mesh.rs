@@ -192,7 +192,8 @@ mod tests {
 
     /// Stands for HMAC-SHA256, and shows every byte that it was given.
     fn toy_proof(pieces: [&[u8]; 2]) -> [u8; PROOF_LEN] {
-        let mut proof = [pieces[0].len() as u8; PROOF_LEN];
+        let mut proof = [0; PROOF_LEN];
+        proof[0] = u8::try_from(pieces[0].len()).unwrap();
         for (at, byte) in pieces.concat().into_iter().enumerate() {
             proof[at % PROOF_LEN] = proof[at % PROOF_LEN].rotate_left(3) ^ byte;
         }

@@ -512,6 +512,7 @@ kills() {
 	rm -f "$work"/h1.state*
 	for ((round = 0; round < ${MESH_KILLS:-15}; round++)); do
 		daemon h1 --state-file "$work/h1.state"
+		rm -f "$work/said.err"
 		python3 "$natlab/mesh.py" until-killed "$work/h1.sock" >"$work/said" 2>"$work/said.err" &
 		local worker=$!
 		until_true 5 grep -q begins "$work/said.err"

@@ -46,7 +46,7 @@ pub(super) struct Device {
 pub(super) struct Devices {
     netlink: Netlink,
     offload: bool,
-    devices: BTreeMap<TunnelName, Device>,
+    by_name: BTreeMap<TunnelName, Device>,
     /// Those of closed tunnels, which [`Devices::sweep`] deletes.
     closed: Vec<Device>,
     /// Numbers below `next_id` that are free again.
@@ -59,7 +59,7 @@ impl Devices {
         Ok(Devices {
             netlink: Netlink::open()?,
             offload,
-            devices: BTreeMap::new(),
+            by_name: BTreeMap::new(),
             closed: Vec::new(),
             free: Vec::new(),
             next_id: 0,
@@ -68,17 +68,17 @@ impl Devices {
 
     /// The device of a tunnel.
     pub(super) fn get(&self, name: &TunnelName) -> Option<Device> {
-        self.devices.get(name).copied()
+        self.by_name.get(name).copied()
     }
 
     /// The tunnel whose device has that number.
     pub(super) fn owner(&self, id: DeviceId) -> Option<&TunnelName> {
-        self.devices.iter().find(|(_, device)| device.id == id).map(|(name, _)| name)
+        self.by_name.iter().find(|(_, device)| device.id == id).map(|(name, _)| name)
     }
 
     /// Whether the kernel still has the device.
     pub(super) fn is_there(&mut self, name: &TunnelName) -> bool {
-        let Some(device) = self.devices.get(name) else { return false };
+        let Some(device) = self.by_name.get(name) else { return false };
         self.netlink.link_by_index(device.index).is_ok_and(|link| link.name == name.as_str())
     }
 
@@ -92,10 +92,10 @@ impl Devices {
         let done = match action {
             Action::Open => self.make(plane, name),
             Action::Close => {
-                self.closed.extend(self.devices.remove(name));
+                self.closed.extend(self.by_name.remove(name));
                 Ok(())
             }
-            _ => match self.devices.get(name) {
+            _ => match self.by_name.get(name) {
                 Some(device) => self.change(device.index, action),
                 // Somebody has deleted it, and it could not be made again yet: it has nothing to
                 // lose, and what it shall have it gets when it is made.
@@ -121,7 +121,7 @@ impl Devices {
             DeviceId(self.next_id - 1)
         });
         plane.order(&Order::AddDevice(id, Arc::new(device)));
-        self.devices.insert(name.clone(), Device { id, index });
+        self.by_name.insert(name.clone(), Device { id, index });
         Ok(())
     }
 
@@ -168,7 +168,7 @@ impl Devices {
 
     /// Marks every device as closed, for [`Devices::sweep`].
     pub(super) fn close_all(&mut self) {
-        self.closed.extend(std::mem::take(&mut self.devices).into_values());
+        self.closed.extend(std::mem::take(&mut self.by_name).into_values());
     }
 
     fn change(&mut self, index: u32, action: Action) -> io::Result<()> {
@@ -208,7 +208,7 @@ impl Devices {
 
     /// Says whether the device has a carrier.
     pub(super) fn set_carrier(&mut self, name: &TunnelName, has_carrier: bool) -> io::Result<()> {
-        match self.devices.get(name) {
+        match self.by_name.get(name) {
             Some(device) => self.netlink.set_carrier(device.index, has_carrier),
             None => Ok(()),
         }

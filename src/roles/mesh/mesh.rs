@@ -43,6 +43,8 @@ pub(super) struct Mesh {
     series: Series,
     store: Option<Store>,
     is_unsaved: bool,
+    /// That it cannot be saved is in the log.
+    is_told: bool,
 }
 
 /// What the tunnels stand on.
@@ -77,6 +79,7 @@ impl Mesh {
             series,
             store: config.state_file.clone().map(Store::new),
             is_unsaved: false,
+            is_told: false,
         })
     }
 
@@ -374,13 +377,18 @@ impl Mesh {
         match store.save(&State { tunnels, command_time_ms }) {
             Ok(()) => {
                 self.is_unsaved = false;
+                if std::mem::take(&mut self.is_told) {
+                    log::info!("the state is saved again");
+                }
                 self.counters.state_writes.increment();
                 Ok(())
             }
             Err(error) => {
                 self.counters.state_write_failures.increment();
                 let said = format!("the state is not saved: {error}");
-                log::error!("{said}");
+                if !std::mem::replace(&mut self.is_told, true) {
+                    log::error!("{said}; trying again and again");
+                }
                 Err(said)
             }
         }

@@ -18,6 +18,7 @@
 //! plane goes on meanwhile. The last two threads are never joined: what they do may hang.
 
 mod args;
+mod check;
 mod chores;
 mod control;
 mod counters;
@@ -38,6 +39,7 @@ mod store;
 mod tend;
 
 pub use args::COMMAND;
+pub use check::{CHECK, check};
 
 use super::startup;
 use crate::cli::common::Common;

@@ -29,7 +29,10 @@ impl Mesh {
                 let result = self.carry_out(now, &id, asker.answer_len_max, request.operation);
                 (id, result)
             }
-            Err(Unreadable { id, refusal }) => (id.unwrap_or_default(), Err(refusal)),
+            Err(unreadable) => {
+                let Unreadable { id, refusal } = *unreadable;
+                (id.unwrap_or_default(), Err(refusal))
+            }
         };
         match result {
             Ok(answer) => Some(answer).filter(|_| !id.is_null()),
@@ -112,6 +115,15 @@ fn with_changes(
 }
 
 impl Answer {
+    /// About how many bytes it takes.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Answer::Ready(text) => text.len(),
+            // A line for each changed tunnel, of which the request had a longer one.
+            Answer::Changed(object) => object.len(),
+        }
+    }
+
     /// What is sent, once it is known whether the change has been saved.
     pub(super) fn text(self, saved: &Result<(), String>) -> String {
         match (self, saved) {

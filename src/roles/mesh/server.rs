@@ -5,6 +5,7 @@ use super::control::Control;
 use super::counters::Counters;
 use super::mesh::{Ground, Mesh};
 use super::names::Names;
+use super::requests::Answer;
 use super::series::Series;
 use super::sockets::Sockets;
 use crate::error::Error;
@@ -14,6 +15,9 @@ use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Bytes of answers after which they are handed over.
+const ANSWERS_LEN_MAX: usize = 256 * 1024;
 
 /// Serves until it is stopped.
 pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
@@ -64,22 +68,30 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
     Ok(())
 }
 
-/// Carries out what has been asked in this round, saves once, and then answers. Returns whether
-/// anything was asked.
+/// Carries out what has been asked, saves, and then answers. Returns whether anything was asked.
 fn carry_out(mesh: &mut Mesh, control: &mut Control, now: Instant) -> bool {
-    let mut answers = Vec::new();
     let mut any = false;
-    while let Some((asker, text)) = control.next_request() {
-        any = true;
-        answers.extend(mesh.handle(now, asker, &text).map(|answer| (asker, answer)));
-    }
-    if any || mesh.is_unsaved() {
+    loop {
+        // Many share one save; few enough that whoever does not read his answers is noticed.
+        let mut answers = Vec::new();
+        let mut len = 0;
+        while let Some((asker, text)) = control.next_request() {
+            any = true;
+            let answer = mesh.handle(now, asker, &text);
+            len += answer.as_ref().map_or(0, Answer::len);
+            answers.extend(answer.map(|answer| (asker, answer)));
+            if len >= ANSWERS_LEN_MAX {
+                break;
+            }
+        }
         let saved = mesh.save(control.command_time_ms());
         for (asker, answer) in answers {
             control.answer(asker, &answer.text(&saved));
         }
+        if len < ANSWERS_LEN_MAX {
+            return any;
+        }
     }
-    any
 }
 
 fn warn(config: &Config) {

@@ -26,7 +26,7 @@ const READ_LEN: usize = 64 * 1024;
 pub(super) struct Connections {
     door: UnixDoor,
     first_token: usize,
-    connections: Vec<Option<Connection>>,
+    places: Vec<Option<Connection>>,
     /// Whose turn it is, so that nobody waits for one who asks a lot.
     turn: usize,
     buffer: Box<[u8]>,
@@ -66,7 +66,7 @@ impl Connections {
         Ok(Connections {
             door,
             first_token,
-            connections: (0..CONNECTIONS_MAX).map(|_| None).collect(),
+            places: (0..CONNECTIONS_MAX).map(|_| None).collect(),
             turn: 0,
             buffer: vec![0; READ_LEN].into(),
             counters: Arc::clone(counters),
@@ -76,12 +76,12 @@ impl Connections {
     pub(super) fn handle(&mut self, token: Token, readiness: Readiness, events: &mut EventLoop) {
         match token.0.checked_sub(self.first_token + 1) {
             None if token.0 == self.first_token => self.accept(token, readiness, events),
-            Some(number) if number < CONNECTIONS_MAX => {
-                if readiness.readable || readiness.read_closed {
-                    self.read(number, readiness, events);
-                }
-                // Writing is what `flush` does in every round.
+            Some(number)
+                if number < CONNECTIONS_MAX && (readiness.readable || readiness.read_closed) =>
+            {
+                self.read(number, readiness, events);
             }
+            // Writing is what `flush` does in every round.
             _ => {}
         }
     }
@@ -97,7 +97,7 @@ impl Connections {
                     return events.park(token, readiness);
                 }
             };
-            let free = self.connections.iter().position(Option::is_none);
+            let free = self.places.iter().position(Option::is_none);
             let Some(number) = free else {
                 self.counters.connections_refused.increment();
                 continue;
@@ -109,7 +109,7 @@ impl Connections {
                 continue;
             }
             self.counters.connections.add(1);
-            self.connections[number] = Some(Connection {
+            self.places[number] = Some(Connection {
                 stream,
                 input: Vec::new(),
                 begin: 0,
@@ -122,7 +122,7 @@ impl Connections {
 
     fn read(&mut self, number: usize, readiness: Readiness, events: &mut EventLoop) {
         let token = Token(self.first_token + 1 + number);
-        let Some(connection) = &mut self.connections[number] else { return };
+        let Some(connection) = &mut self.places[number] else { return };
         if connection.is_blocked() {
             return events.park(token, readiness);
         }
@@ -144,7 +144,7 @@ impl Connections {
     pub(super) fn next_request(&mut self) -> Option<(Asker, Vec<u8>)> {
         for offset in 0..CONNECTIONS_MAX {
             let number = (self.turn + offset) % CONNECTIONS_MAX;
-            let Some(connection) = &mut self.connections[number] else { continue };
+            let Some(connection) = &mut self.places[number] else { continue };
             if let Some(line) = connection.next_line() {
                 self.turn = number + 1;
                 let asker = Asker {
@@ -160,7 +160,7 @@ impl Connections {
     }
 
     pub(super) fn answer(&mut self, number: usize, text: &str) {
-        if let Some(connection) = &mut self.connections[number] {
+        if let Some(connection) = &mut self.places[number] {
             connection.output.extend_from_slice(text.as_bytes());
             connection.output.push(b'\n');
         }
@@ -169,7 +169,7 @@ impl Connections {
     pub(super) fn flush(&mut self, events: &mut EventLoop) {
         let mut has_changed = false;
         for number in 0..CONNECTIONS_MAX {
-            let Some(connection) = &mut self.connections[number] else { continue };
+            let Some(connection) = &mut self.places[number] else { continue };
             let was_blocked = connection.is_blocked();
             let written = connection.write();
             let is_done = connection.is_ending && connection.output.is_empty();
@@ -186,7 +186,7 @@ impl Connections {
     }
 
     fn close(&mut self, number: usize, events: &mut EventLoop) {
-        if let Some(mut connection) = self.connections[number].take() {
+        if let Some(mut connection) = self.places[number].take() {
             let token = Token(self.first_token + 1 + number);
             if let Err(error) = events.deregister(&mut connection.stream, token) {
                 log::error!("cannot stop watching a controller: {error}");

@@ -83,7 +83,8 @@ mod tests {
     #[test]
     fn the_proof_is_hmac_sha256_over_all_but_itself() {
         let bytes = Key::new(&[b'k'; 16]).seal(Way::Command, 0x0102, [9; 16], b"{}");
-        let hex: String = bytes[32..64].iter().map(|byte| format!("{byte:02x}")).collect();
+        let number = |half: &[u8]| u128::from_be_bytes(half.try_into().unwrap());
+        let hex = format!("{:032x}{:032x}", number(&bytes[32..48]), number(&bytes[48..64]));
         assert_eq!(hex, "df0087f8aa45ba169a28e03139e1ba3efcba2016dc4f6b59b41e37f129a7e6fa");
     }
 

@@ -8,7 +8,7 @@
 
 mod args;
 mod tables;
-mod talk;
+pub(super) mod talk;
 
 pub use args::COMMAND;
 
@@ -54,7 +54,7 @@ pub fn run(matches: &Matches) -> Result<u8, Error> {
                     None => say("sent; no answer, as the original daemon gives none\n")?,
                 }
             } else {
-                talk.send(request)?;
+                talk.send(&request)?;
             }
         }
         Wanted::Apply { file, dry_run } => {
@@ -74,7 +74,7 @@ pub fn run(matches: &Matches) -> Result<u8, Error> {
 }
 
 /// Every page of a list.
-fn all(talk: &mut Talk, op: &str) -> Result<Value, Error> {
+pub(super) fn all(talk: &mut Talk, op: &str) -> Result<Value, Error> {
     let mut tunnels: Vec<Value> = Vec::new();
     loop {
         let after = tunnels.last().and_then(|last| last.get("name")).cloned();
@@ -92,7 +92,7 @@ fn all(talk: &mut Talk, op: &str) -> Result<Value, Error> {
     }
 }
 
-fn tunnels_of(answer: &Value) -> Vec<Value> {
+pub(super) fn tunnels_of(answer: &Value) -> Vec<Value> {
     answer.get("tunnel").and_then(Value::as_array).cloned().unwrap_or_default()
 }
 

@@ -25,7 +25,7 @@ const DATAGRAM_LEN_MAX: usize = 65_536;
 
 /// How a daemon is reached.
 #[derive(Debug, Clone)]
-pub(super) enum Way {
+pub(in crate::roles::mesh) enum Way {
     /// At its Unix socket.
     Socket { path: PathBuf, timeout: Duration },
     /// Over UDP, with a proof if there is a key.
@@ -33,7 +33,7 @@ pub(super) enum Way {
 }
 
 /// A conversation with a daemon.
-pub(super) struct Talk {
+pub(in crate::roles::mesh) struct Talk {
     line: Line,
     shown: String,
     timeout: Duration,
@@ -47,7 +47,7 @@ enum Line {
 
 impl Talk {
     /// Opens it.
-    pub(super) fn begin(way: &Way) -> Result<Talk, Error> {
+    pub(in crate::roles::mesh) fn begin(way: &Way) -> Result<Talk, Error> {
         let first = random::bytes().map_err(Error::while_doing(|| "cannot make random numbers"))?;
         // JSON numbers of other programs are exact below 2^53.
         let number = u64::from_be_bytes(first) >> 12;
@@ -83,7 +83,11 @@ impl Talk {
 
     /// Asks, and returns the answer, if it is no refusal. What may be `repeated` is asked again when
     /// no answer comes.
-    pub(super) fn ask(&mut self, request: Value, repeated: bool) -> Result<Value, Error> {
+    pub(in crate::roles::mesh) fn ask(
+        &mut self,
+        request: Value,
+        repeated: bool,
+    ) -> Result<Value, Error> {
         let timeout = self.timeout;
         let answer = self.try_ask(request, repeated, timeout)?.ok_or_else(|| Error::System {
             doing: format!("no answer from {}", self.shown),
@@ -103,7 +107,7 @@ impl Talk {
     }
 
     /// Sends, and does not wait.
-    pub(super) fn send(&mut self, request: Value) -> Result<(), Error> {
+    pub(super) fn send(&mut self, request: &Value) -> Result<(), Error> {
         let text = request.to_string();
         self.put(&text).map_err(Error::while_doing(|| format!("cannot send to {}", self.shown)))?;
         Ok(())
@@ -160,7 +164,7 @@ impl Talk {
     fn get(&mut self, nonce: [u8; 16], deadline: Instant) -> io::Result<Option<Value>> {
         let number = self.number;
         let is_ours = |answer: &Value| {
-            answer.get("id").is_some_and(|id| id.is_null() || *id == Value::from(number))
+            answer.get("id").is_some_and(|id| id.is_null() || id.as_u64() == Some(number))
         };
         match &mut self.line {
             Line::Socket(stream) => loop {

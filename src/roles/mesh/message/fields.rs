@@ -271,4 +271,4 @@ fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::roles::mesh) mod tests;

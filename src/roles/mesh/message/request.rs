@@ -78,10 +78,10 @@ pub struct Unreadable {
 }
 
 /// Reads a request.
-pub fn read(text: &[u8]) -> Result<Request, Unreadable> {
-    let without_id = |field: &str, allowed| Unreadable {
-        id: None,
-        refusal: Refusal::new(field, Reason::NotAllowed(allowed)),
+pub fn read(text: &[u8]) -> Result<Request, Box<Unreadable>> {
+    let without_id = |field: &str, allowed| {
+        let refusal = Refusal::new(field, Reason::NotAllowed(allowed));
+        Box::new(Unreadable { id: None, refusal })
     };
     let value = serde_json::from_slice(text);
     let Ok(Value::Object(object)) = value else {
@@ -96,7 +96,7 @@ pub fn read(text: &[u8]) -> Result<Request, Unreadable> {
     };
     match operation(&object) {
         Ok(operation) => Ok(Request { id, operation }),
-        Err(refusal) => Err(Unreadable { id, refusal }),
+        Err(refusal) => Err(Box::new(Unreadable { id, refusal })),
     }
 }
 

@@ -52,8 +52,8 @@ impl FailingDisk {
         let mut found = BTreeMap::new();
         for (name, number) in names {
             let (bytes, safe) = &self.files[number];
-            let unsafe_len = (bytes.len() - safe) as u64;
-            let kept = safe + (self.chance.next_u64() % (unsafe_len + 1)) as usize;
+            let unsafe_len = u32::try_from(bytes.len() - safe).unwrap();
+            let kept = safe + self.chance.below(unsafe_len + 1) as usize;
             let mut bytes = bytes[..kept].to_vec();
             if self.chance.next_u64() % 2 == 0 {
                 // The length came through, and the blocks did not.
@@ -117,7 +117,7 @@ fn the_state_is_whole_wherever_the_power_fails() {
     let (mut kept, mut advanced) = (0, 0);
     for failure in 0..1000_u64 {
         let mut disk = FailingDisk {
-            left: (chance.next_u64() % 60) as u32,
+            left: chance.below(60),
             chance,
             files: Vec::new(),
             names: BTreeMap::new(),
@@ -145,9 +145,9 @@ fn the_state_is_whole_wherever_the_power_fails() {
         });
         assert!(found == current || found == saving, "failure {failure}");
         if found == current {
-            kept += 1
+            kept += 1;
         } else {
-            advanced += 1
+            advanced += 1;
         }
         current = found;
     }

@@ -26,20 +26,14 @@ impl Host {
         let wrong = Err(format!("{name}: {action:?}"));
         match action {
             Action::Open => {
-                if self.devices.insert(name.clone(), Link::default()).is_some() {
-                    return wrong;
-                }
+                let before = self.devices.insert(name.clone(), Link::default());
+                return if before.is_none() { Ok(()) } else { wrong };
             }
             Action::Close => {
-                if self.devices.remove(name).is_none() {
-                    return wrong;
-                }
+                return if self.devices.remove(name).is_some() { Ok(()) } else { wrong };
             }
             Action::AddRoute(route) if taken(&route.to_string()) => return wrong,
             _ => {}
-        }
-        if matches!(action, Action::Open | Action::Close) {
-            return Ok(());
         }
         let Some(link) = self.devices.get_mut(name) else { return wrong };
         let add = |list: &mut Vec<String>, item: String| {

@@ -10,7 +10,7 @@ use udpferry::cli::table::{Command, Opt};
 use udpferry::error::Error;
 use udpferry::roles::mesh::ctl;
 use udpferry::roles::peer::key_commands;
-use udpferry::roles::{self, Program, ROLES, Role};
+use udpferry::roles::{self, Program, ROLES, Role, vpn};
 use udpferry::runtime::daemon;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -22,6 +22,9 @@ const OTHERS: &[(&Command, Program)] = &[
     (&key_commands::KEYGEN, key_commands::keygen),
     (&key_commands::PUBKEY, key_commands::pubkey),
     (&ctl::COMMAND, ctl::run),
+    (&vpn::STATUS, vpn::status),
+    (&vpn::CONFIRM, vpn::confirm),
+    (&vpn::DOWN, vpn::down),
     (&roles::SELFTEST, roles::selftest),
 ];
 
@@ -52,9 +55,14 @@ pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
         return run_role(role, rest);
     }
     if let Some(second) = rest.first() {
-        if let Some(role) = role_named(&format!("{word} {}", second.to_string_lossy())) {
+        let words = format!("{word} {}", second.to_string_lossy());
+        if let Some(role) = role_named(&words) {
             rest.remove(0);
             return run_role(role, rest);
+        }
+        if let Some((command, program)) = other_named(&words) {
+            rest.remove(0);
+            return run_command(command, rest, program);
         }
     }
     match &*word {
@@ -68,8 +76,8 @@ pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
         "completions" => completions(&rest),
         "check" => check(rest),
         other => {
-            if let Some((command, program)) = OTHERS.iter().find(|row| row.0.name == other) {
-                return run_command(command, rest, *program);
+            if let Some((command, program)) = other_named(other) {
+                return run_command(command, rest, program);
             }
             let roles = ROLES.iter().map(|role| role.command.name).chain(["check"]);
             let others = OTHERS.iter().map(|row| row.0.name);
@@ -117,6 +125,10 @@ fn run_command(command: &'static Command, args: Vec<OsString>, run: Program) -> 
 
 fn role_named(name: &str) -> Option<&'static Role> {
     ROLES.iter().find(|role| role.command.name == name)
+}
+
+fn other_named(name: &str) -> Option<(&'static Command, Program)> {
+    OTHERS.iter().find(|row| row.0.name == name).copied()
 }
 
 fn all_commands() -> Vec<&'static Command> {

@@ -17,12 +17,39 @@ pub fn inherited_tcp_listeners() -> io::Result<Vec<TcpListener>> {
     listen_fds::take()?.into_iter().map(tcp_listener).collect()
 }
 
-fn tcp_listener(inherited: Inherited) -> io::Result<TcpListener> {
+/// The same of UDP sockets, bound and not connected.
+pub fn inherited_udp_sockets() -> io::Result<Vec<std::net::UdpSocket>> {
+    listen_fds::take()?.into_iter().map(udp_socket).collect()
+}
+
+fn udp_socket(inherited: Inherited) -> io::Result<std::net::UdpSocket> {
+    let title = title(&inherited);
+    let failed = |error: io::Error| io::Error::new(error.kind(), format!("{title}: {error}"));
+    let socket = Socket::from(inherited.fd);
+    let datagrams = socket.r#type().map_err(failed)? == Type::DGRAM;
+    let internet = matches!(socket.domain().map_err(failed)?, Domain::IPV4 | Domain::IPV6);
+    let bound = internet
+        && socket.local_addr().map_err(failed)?.as_socket().is_some_and(|it| it.port() > 0);
+    if !(datagrams && bound) || socket.peer_addr().is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{title} is not a bound UDP socket"),
+        ));
+    }
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket.into())
+}
+
+fn title(inherited: &Inherited) -> String {
     let number = inherited.fd.as_raw_fd();
-    let title = match inherited.name {
+    match &inherited.name {
         Some(name) => format!("inherited descriptor {number} ({name})"),
         None => format!("inherited descriptor {number}"),
-    };
+    }
+}
+
+fn tcp_listener(inherited: Inherited) -> io::Result<TcpListener> {
+    let title = title(&inherited);
     let failed = |error: io::Error| io::Error::new(error.kind(), format!("{title}: {error}"));
     let socket = Socket::from(inherited.fd);
     let stream = socket.r#type().map_err(failed)? == Type::STREAM;
@@ -57,6 +84,28 @@ mod tests {
             let listener = check(bound).unwrap();
             assert_eq!(listener.local_addr().unwrap(), expected);
             assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn keeps_bound_udp_sockets_alone() {
+        let inherited = |fd: OwnedFd| udp_socket(Inherited { name: None, fd });
+        let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let expected = bound.local_addr().unwrap();
+        let socket = inherited(bound.into()).unwrap();
+        assert_eq!(socket.local_addr().unwrap(), expected);
+        assert_eq!(socket.recv(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
+        connected.connect(expected).unwrap();
+        let descriptors: [OwnedFd; 4] = [
+            connected.into(),
+            TcpListener::bind("127.0.0.1:0").unwrap().into(),
+            Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap().into(),
+            std::fs::File::open("/dev/null").unwrap().into(),
+        ];
+        for fd in descriptors {
+            let error = inherited(fd).unwrap_err();
+            assert!(error.to_string().starts_with("inherited descriptor "), "{error}");
         }
     }
 

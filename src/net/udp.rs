@@ -73,17 +73,32 @@ impl UdpSocket {
         UdpSocket::bind_made(socket, local)
     }
 
+    /// A bound socket that the service manager opened, as one of [`UdpSocket::bind_with_destinations`].
+    pub fn adopt(socket: std::net::UdpSocket, buffers: Buffers) -> io::Result<UdpSocket> {
+        let socket = Socket::from(socket);
+        socket.set_nonblocking(true)?;
+        set_buffers(&socket, buffers)?;
+        let is_ipv6 = socket.local_addr()?.is_ipv6();
+        sockopt::report_destinations(&socket, is_ipv6)?;
+        Ok(UdpSocket::made(socket))
+    }
+
     fn bind_made(socket: Socket, local: SocketAddr) -> io::Result<UdpSocket> {
+        let made = UdpSocket::made(socket);
+        socket2::SockRef::from(&made).bind(&local.into())?;
+        Ok(made)
+    }
+
+    fn made(socket: Socket) -> UdpSocket {
         // Both only save work or add a count, and old kernels have neither: a refusal is no failure.
         let _ = sockopt::receive_merged(&socket, true);
         let _ = sockopt::report_drops(&socket);
         let segmentation = *KNOWS_SEGMENTATION.get_or_init(|| sockopt::knows_segmentation(&socket));
-        socket.bind(&local.into())?;
-        Ok(UdpSocket {
+        UdpSocket {
             socket: mio::net::UdpSocket::from_std(socket.into()),
             segmentation: AtomicBool::new(segmentation),
             kernel_drops: AtomicU32::new(0),
-        })
+        }
     }
 
     /// Fixes the only remote endpoint: the kernel drops other sources' datagrams from now on (not
@@ -148,7 +163,12 @@ fn make(local: SocketAddr, buffers: Buffers) -> io::Result<Socket> {
     if local.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if sockopt::force_buffers(&socket, buffers.receive, buffers.send).is_err() {
+    set_buffers(&socket, buffers)?;
+    Ok(socket)
+}
+
+fn set_buffers(socket: &Socket, buffers: Buffers) -> io::Result<()> {
+    if sockopt::force_buffers(socket, buffers.receive, buffers.send).is_err() {
         // Without privileges the kernel grants what its limits allow.
         if buffers.receive > 0 {
             socket.set_recv_buffer_size(buffers.receive)?;
@@ -157,7 +177,7 @@ fn make(local: SocketAddr, buffers: Buffers) -> io::Result<Socket> {
             socket.set_send_buffer_size(buffers.send)?;
         }
     }
-    Ok(socket)
+    Ok(())
 }
 
 /// Takes what a device of type `ARPHRD_LOOPBACK` has delivered, and nothing else (linux/filter.h).
@@ -216,9 +236,18 @@ mod tests {
 
     #[test]
     fn destinations_are_told_when_asked_for() {
-        for (any, to) in [("0.0.0.0:0", "127.0.0.2"), ("[::]:0", "::1")] {
+        for (any, to, adopted) in [
+            ("0.0.0.0:0", "127.0.0.2", false),
+            ("[::]:0", "::1", false),
+            ("0.0.0.0:0", "127.0.0.3", true),
+        ] {
             let any: SocketAddr = any.parse().unwrap();
-            let mut server = UdpSocket::bind_with_destinations(any, Buffers::default()).unwrap();
+            let mut server = if adopted {
+                let bound = std::net::UdpSocket::bind(any).unwrap();
+                UdpSocket::adopt(bound, Buffers::default()).unwrap()
+            } else {
+                UdpSocket::bind_with_destinations(any, Buffers::default()).unwrap()
+            };
             let sender = std::net::UdpSocket::bind(any).unwrap();
             let to = SocketAddr::new(to.parse().unwrap(), server.local_addr().unwrap().port());
             sender.send_to(b"x", to).unwrap();

@@ -1,12 +1,17 @@
 //! The programs, and the table that names them.
 
+pub mod connect;
+pub mod control;
+pub mod cookie;
 pub mod data_plane;
+pub mod destination;
 pub mod dial;
 pub mod frame;
 pub mod framed;
 pub mod host;
 pub mod listening;
-pub mod member_id;
+pub mod lookup;
+pub mod member_key;
 pub mod mesh;
 pub mod peer;
 pub mod pool;
@@ -16,6 +21,7 @@ pub mod report;
 pub mod selftest;
 pub mod startup;
 pub mod udpgw;
+pub mod vpn;
 
 pub use selftest::{SELFTEST, SelftestRow, selftest};
 
@@ -96,5 +102,22 @@ pub const ROLES: &[Role] = &[
         check: Some((&mesh::CHECK, mesh::check)),
         selftest: None,
         metrics: mesh::metrics,
+    },
+    Role {
+        command: &vpn::SERVER_COMMAND,
+        aliases: &[],
+        run: vpn::run_server,
+        check: Some((&vpn::CHECK, vpn::check)),
+        selftest: Some(vpn::selftest),
+        metrics: vpn::metrics,
+    },
+    Role {
+        command: &vpn::CLIENT_COMMAND,
+        aliases: &[],
+        run: vpn::run_client,
+        // The server's row checks and proves both sides.
+        check: None,
+        selftest: None,
+        metrics: vpn::metrics,
     },
 ];

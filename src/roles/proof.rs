@@ -144,6 +144,7 @@ pub fn run_clients<C: FnOnce() -> io::Result<Tally> + Send + 'static>(
         round_trips: Vec::new(),
         elapsed: Duration::ZERO,
         bytes: 0,
+        skipped: None,
     };
     let mut fault = None;
     let mut results: Vec<_> = threads.into_iter().map(Thread::join).collect();

@@ -254,6 +254,17 @@ impl Registry {
         out
     }
 
+    /// The labels' values of a family's counters that are not zero, with what was counted.
+    pub fn counted(&self, name: &str) -> Vec<(&'static str, u64)> {
+        let family = self.families.iter().find(|family| family.name == name);
+        let series = family.into_iter().flat_map(|family| &family.series);
+        let counted = series.filter_map(|series| match &series.value {
+            Value::Counter(counter) => Some((series.label?.1, counter.get())),
+            Value::Gauge(_) => None,
+        });
+        counted.filter(|(_, count)| *count > 0).collect()
+    }
+
     /// Every family, in the order of registration.
     pub fn families(&self) -> impl Iterator<Item = FamilyInfo> + '_ {
         let families = self.families.iter().map(|family| FamilyInfo {

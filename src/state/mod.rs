@@ -12,6 +12,7 @@ pub mod nat_detection;
 pub mod pairing;
 pub mod port_pool;
 pub mod punch;
+pub mod recent;
 pub mod redial;
 pub mod registration;
 pub mod registry;
@@ -21,6 +22,7 @@ pub mod set_ups;
 pub mod slots;
 pub mod source_rate;
 pub mod token_bucket;
+pub mod vpn;
 
 #[cfg(test)]
 pub(crate) mod simulated_nat;

@@ -96,6 +96,16 @@ impl<T, const QUEUES: usize> Slots<T, QUEUES> {
         self.get(slot).map(|thing| (slot, thing))
     }
 
+    /// What stands in a queue, from its front.
+    pub fn iter(&self, queue: usize) -> impl Iterator<Item = &T> {
+        let mut next = self.ends[queue].front;
+        std::iter::from_fn(move || {
+            let place = self.places.get(next as usize)?;
+            next = place.after;
+            place.thing.as_ref()
+        })
+    }
+
     fn link(&mut self, slot: Slot) {
         let ends = &mut self.ends[self.places[slot as usize].queue];
         let before = std::mem::replace(&mut ends.back, slot);
@@ -182,6 +192,8 @@ mod tests {
                         next = slots.places[next as usize].after;
                     }
                     prop_assert_eq!(&found, list);
+                    let things: Vec<_> = found.iter().map(|slot| slots.get(*slot)).collect();
+                    prop_assert_eq!(slots.iter(queue).map(Some).collect::<Vec<_>>(), things);
                 }
             }
         }

@@ -3,6 +3,7 @@
 
 pub mod cursor;
 pub mod dns;
+pub mod icmp_echo;
 pub mod ip;
 pub mod length_prefix;
 pub mod mesh;
@@ -13,3 +14,4 @@ pub mod proxy_protocol;
 pub mod rendezvous;
 pub mod stun;
 pub mod udpgw;
+pub mod vpn;

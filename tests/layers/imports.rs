@@ -72,6 +72,7 @@ const RULES: &[Rule] = &[
             "mio",
             "native_tls",
             "nix",
+            "redis",
             "serde_json",
             "sha2",
             "unicode_width",
@@ -89,13 +90,18 @@ const RULES: &[Rule] = &[
 
 /// Modules of `roles` that are no role: what all roles share.
 const ROLE_FRAME: &[&str] = &[
+    "connect",
+    "control",
+    "cookie",
     "data_plane",
+    "destination",
     "dial",
     "frame",
     "framed",
     "host",
     "listening",
-    "member_id",
+    "lookup",
+    "member_key",
     "proof",
     "report",
     "selftest",

@@ -132,6 +132,9 @@ down() {
 	end TERM server || code=1
 	return "$code"
 }
+exists() { # PLACE DEVICE
+	on "$1" ip link show "$2" >/dev/null 2>&1
+}
 pings() { # PLACE ADDRESS [OPTIONS...]
 	local place=$1 address=$2
 	shift 2
@@ -198,8 +201,8 @@ plain() {
 		grep -q 'mtu 1472' <(on c ip link show vpnc)
 	echo "    resident: client $(resident_kib client) KiB, server $(resident_kib server) KiB"
 	check "both end well" down || logs client server
-	check "the client left no device" not on c ip link show vpnc
-	check "nor the server" not on s ip link show vpns
+	check "the client left no device" not exists c vpnc
+	check "nor the server" not exists s vpns
 }
 
 counters() {
@@ -276,11 +279,15 @@ sticky() {
 	client 198.51.100.2 --address 10.0.0.1/24
 	up
 	on r nft -f - <<-END
-		table ip watch { chain f { type filter hook forward priority 0;
-			udp sport 5555 ip saddr 198.51.100.1 counter name wrong
-			udp sport 5555 ip saddr 198.51.100.2 counter name right }
+		table ip watch {
 			counter wrong { }
-			counter right { } }
+			counter right { }
+			chain f {
+				type filter hook forward priority 0;
+				udp sport 5555 ip saddr 198.51.100.1 counter name wrong
+				udp sport 5555 ip saddr 198.51.100.2 counter name right
+			}
+		}
 	END
 	replies c 10.0.0.2 20
 	check "all from 198.51.100.2" grep -q 'packets 0 ' <(on r nft list counter ip watch wrong)
@@ -388,7 +395,7 @@ clients() {
 
 nats() {
 	echo "== behind NATs of every kind"
-	lab_up
+	(places='h1 n1 net n2 h2' && build) || impossible "cannot make the namespaces"
 	local kind
 	nat 2 none
 	start net server server --tun-name vpns --address 10.0.0.2/24 --state-dir "$work/server.state"
@@ -451,7 +458,8 @@ leaks() {
 no_leaks() {
 	kill "$tcpdump"
 	wait "$tcpdump" 2>/dev/null
-	[ ! -s "$work/leaks" ] || {
+	# tcpdump ends with an empty line.
+	! grep -q . "$work/leaks" || {
 		head -n 3 "$work/leaks" | sed 's/^/    leaked: /'
 		return 1
 	}
@@ -575,7 +583,8 @@ bare() {
 	echo "== a bare client: raw packets, no messages"
 	server --allow-bare
 	on c python3 "$natlab/bare.py" 198.51.100.1:5555 10.0.0.1 10.0.0.2 >"$work/bare" 2>&1
-	check "20 lines of Python ping the server" grep -q '5 of 5' "$work/bare" || sed 's/^/    /' "$work/bare"
+	# The first packet is what tells the server of it.
+	check "20 lines of Python ping the server" grep -q '[45] of 5' "$work/bare" || sed 's/^/    /' "$work/bare"
 	end TERM server
 	server
 	on c python3 "$natlab/bare.py" 198.51.100.1:5555 10.0.0.1 10.0.0.2 >"$work/bare" 2>&1

@@ -78,5 +78,5 @@ fn answer_binding(socket: &UdpSocket) {
     answer[..4].copy_from_slice(&[1, 1, 0, 12]);
     answer.extend_from_slice(&[0, 1, 0, 8, 0, 1, 0x12, 0x34, 192, 0, 2, 1]);
     socket.send_to(&answer, from).unwrap();
-    assert_eq!(receive(socket).len(), 64);
+    assert_eq!(receive(socket).len(), 96);
 }

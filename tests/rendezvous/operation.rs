@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use udpferry::wire::rendezvous::{Request, RoomId, write_request};
+use udpferry::wire::rendezvous::request::{Request, write_request};
 
 #[test]
 fn stops_within_a_quarter_of_a_second_under_load() {
@@ -18,7 +18,7 @@ fn stops_within_a_quarter_of_a_second_under_load() {
             let (stop, socket) = (Arc::clone(&stop), socket_to(server.address));
             std::thread::spawn(move || {
                 let mut hello = Vec::new();
-                write_request(&mut hello, &Request::Hello { tx: 1, room: RoomId([0; 16]) });
+                write_request(&mut hello, &Request::Hello { tx: 1 });
                 while !stop.load(Ordering::Relaxed) {
                     // Refused once the server is gone.
                     let _ = socket.send(&hello);

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 /// Why a packet was dropped. The same reasons count datagrams that were no packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DropReason {
+    /// The kernel could not hand it over when the device was read.
+    ReadFailed,
     /// Out of the device, and neither IPv4 nor IPv6, or its lengths contradict each other.
     DeviceMalformed,
     /// Out of the device, for an address that is no peer's.
@@ -48,7 +50,8 @@ pub(super) enum DropReason {
 
 impl DropReason {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 18] = [
+    const LABELS: [&'static str; 19] = [
+        "read-failed",
         "device-malformed",
         "no-route",
         "multicast",

@@ -56,22 +56,17 @@ struct Inbound {
 
 impl Inbound {
     fn serve(mut self) -> io::Result<()> {
-        loop {
-            self.link.events.wait(None)?;
-            if self.link.orders.is_closed() {
-                return Ok(());
-            }
-            self.obey();
-            while let Some((token, _)) = self.link.events.next_ready() {
-                if token != ORDERS {
-                    self.read_socket(token);
-                }
+        let mut ready = Vec::new();
+        while let Some(orders) = self.link.next_round(&mut ready)? {
+            self.obey(orders);
+            for token in &ready {
+                self.read_socket(*token);
             }
         }
+        Ok(())
     }
 
-    fn obey(&mut self) {
-        let orders: Vec<Order> = self.link.orders.drain().collect();
+    fn obey(&mut self, orders: Vec<Order>) {
         for order in orders {
             match &order {
                 Order::AddSocket(id, socket) => self.watch(*id, socket),

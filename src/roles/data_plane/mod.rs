@@ -69,6 +69,27 @@ struct Link {
     counters: Arc<Counters>,
 }
 
+impl Link {
+    /// Waits for a round of events and leaves in `ready` what is to be handled in it, after the
+    /// orders that are returned. `None` when the thread shall end.
+    fn next_round(&mut self, ready: &mut Vec<Token>) -> io::Result<Option<Vec<Order>>> {
+        self.events.wait(None)?;
+        // Not allocated as long as there are none.
+        let mut orders = Vec::new();
+        ready.clear();
+        while let Some((token, _)) = self.events.next_ready() {
+            if token != ORDERS {
+                ready.push(token);
+            } else if self.orders.is_closed() {
+                return Ok(None);
+            } else {
+                orders.extend(self.orders.drain());
+            }
+        }
+        Ok(Some(orders))
+    }
+}
+
 impl Plane {
     /// Starts the threads, `<role>:udp0` and `<role>:tun0`, with nothing to do yet, and returns
     /// their reports, for which `wake` wakes the main thread. Registers the metrics of

@@ -21,12 +21,12 @@ pub const CONTROL_LEN_MAX: usize = 1232;
 pub enum Order {
     /// Decide by this table from now on.
     Table(Arc<Table>),
-    /// Receive from and send to this socket. It is non-blocking, not connected, and stays the main
-    /// thread's too, for sending.
+    /// Receive from and send to this socket, under a number that is not in use. It is not connected,
+    /// and stays the main thread's too, for sending.
     AddSocket(SocketId, Arc<UdpSocket>),
     /// Neither any more.
     RemoveSocket(SocketId),
-    /// Read from and write to this device.
+    /// Read from and write to this device, under a number that is not in use.
     AddDevice(DeviceId, Arc<TunDevice>),
     /// Neither any more.
     RemoveDevice(DeviceId),

@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// Reads of one device in its turn.
 const READS_PER_TURN: usize = 64;
+/// A device that has nothing but errors is taken for gone.
+const ERRORS_IN_A_ROW_MAX: u8 = 16;
 /// Room for one read: the longest packet behind its header.
 const SLOT_LEN: usize = VIRTIO_HEADER_LEN + 65_535;
 /// Room for the packets that are read in a row, of which all but the last may be 1.5 KiB.
@@ -39,6 +41,7 @@ pub(super) fn run(link: Link) -> io::Result<()> {
         arena: Arena::default(),
         outgoing: Vec::new(),
         queue: SendQueue::default(),
+        errors: 0,
     };
     outbound.serve()
 }
@@ -49,6 +52,7 @@ struct Outbound {
     arena: Arena,
     outgoing: Vec<Outgoing>,
     queue: SendQueue,
+    errors: u8,
 }
 
 /// Where packets wait to be sent. The front is for what was split, the back for what was read and
@@ -80,22 +84,17 @@ impl Arena {
 
 impl Outbound {
     fn serve(mut self) -> io::Result<()> {
-        loop {
-            self.link.events.wait(None)?;
-            if self.link.orders.is_closed() {
-                return Ok(());
-            }
-            self.obey();
-            while let Some((token, _)) = self.link.events.next_ready() {
-                if token != ORDERS {
-                    self.read_device(token);
-                }
+        let mut ready = Vec::new();
+        while let Some(orders) = self.link.next_round(&mut ready)? {
+            self.obey(orders);
+            for token in &ready {
+                self.read_device(*token);
             }
         }
+        Ok(())
     }
 
-    fn obey(&mut self) {
-        let orders: Vec<Order> = self.link.orders.drain().collect();
+    fn obey(&mut self, orders: Vec<Order>) {
         for order in orders {
             match &order {
                 Order::AddDevice(id, device) => self.watch(*id, device),
@@ -143,6 +142,7 @@ impl Outbound {
             let start = self.arena.read_end + before;
             match device.read(&mut self.arena.bytes[start..]) {
                 Ok(len) => {
+                    self.errors = 0;
                     self.link.counters.read_device();
                     self.take(id, has_header, start + len);
                 }
@@ -152,13 +152,16 @@ impl Outbound {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.send();
-                    if is_gone(&error) {
+                    self.errors = self.errors.saturating_add(1);
+                    if is_gone(&error) || self.errors > ERRORS_IN_A_ROW_MAX {
+                        self.send();
                         self.forget(id);
                         self.members.obey(Order::RemoveDevice(id));
                         self.device_gone(id, error);
+                        return;
                     }
-                    return;
+                    // A packet that the kernel could not hand over.
+                    self.link.counters.dropped(DropReason::ReadFailed, 1);
                 }
             }
         }
@@ -274,7 +277,7 @@ impl Outbound {
 
     fn send(&mut self) {
         if !self.outgoing.is_empty() {
-            let Outbound { link, members, arena, outgoing, queue } = self;
+            let Outbound { link, members, arena, outgoing, queue, .. } = self;
             sending::send(outgoing, &arena.bytes, queue, members, &link.counters, clock::now());
         }
         self.arena.clear();

@@ -93,6 +93,13 @@ impl Host {
         }
     }
 
+    /// Undoes everything but a kill switch, which stays in force until the next plan replaces it.
+    pub fn undo_but_kill_switch(&mut self) -> Result<(), Error> {
+        self.client = None;
+        let steps = self.journal.take();
+        self.undo_steps(steps, true)
+    }
+
     /// Writes a step down, then does it. A step that fails stays in the journal: it may be half done.
     pub(crate) fn step(
         &mut self,

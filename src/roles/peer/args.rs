@@ -2,11 +2,12 @@
 
 use super::identity::PublicKey;
 use super::room::{Room, RoomError};
-use super::{Config, Detection, Forwarding, RoomChoice, Server, Wanted};
+use super::{Config, Detection, Forwarding, RoomChoice, Wanted};
 use crate::cli::common::{COMMON, common};
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::table::{Command, Opt, Takes};
 use crate::cli::values::{count, duration, endpoint, number, text};
+use crate::roles::destination::Destination;
 use crate::runtime::daemon::absolute;
 use crate::wire::peer::NAME_LEN_MAX;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -289,25 +290,8 @@ fn unfit(option: &str, error: RoomError) -> UsageError {
     }
 }
 
-fn server(text: &str) -> Result<Server, String> {
-    let allowed = || "HOST, HOST:PORT, or an IPv6 address in brackets with a port".to_owned();
-    if text.is_empty() {
-        return Err(allowed());
-    }
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(Server { host: address.ip().to_string(), port: address.port() });
-    }
-    if let Ok(address) = text.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
-        return Ok(Server { host: address.to_string(), port: SERVER_PORT });
-    }
-    match text.rsplit_once(':') {
-        None => Ok(Server { host: text.to_owned(), port: SERVER_PORT }),
-        Some((host, port)) if !host.is_empty() && !host.contains(':') => match port.parse() {
-            Ok(port) if port > 0 => Ok(Server { host: host.to_owned(), port }),
-            _ => Err(allowed()),
-        },
-        Some(_) => Err(allowed()),
-    }
+fn server(text: &str) -> Result<Destination, String> {
+    Destination::parse(text, SERVER_PORT)
 }
 
 fn local_endpoint(text: &str) -> Result<SocketAddr, String> {

@@ -1,12 +1,12 @@
 //! Members: what the servers say of them, the search for paths to them, and their tunnels.
 
-use super::chat::name_for_terminal;
 use super::counters::{DropReason, PathKind};
 use super::member::{Due, Member, Relay, Via};
 use super::receive::Source;
 use super::run::{MEMBERS_MAX, Run, random_number};
 use super::seal::{News, open};
 use super::send::{answer, encrypt};
+use super::text::name_for_terminal;
 use super::tunnel::{BUFFER_LEN_MIN, Tick, Tunnel};
 use crate::runtime::event_loop::EventLoop;
 use crate::state::punch::Punch;
@@ -14,9 +14,9 @@ use crate::state::punch::candidates::{Candidate, CandidateKind};
 use crate::state::punch::interface::{Action, Config, Introduction};
 use crate::state::punch::prospects::NatFacts;
 use crate::wire::peer::{Announcement, Greeting, Kind, Message, Probe, ProbeKind, write_greeting};
-use crate::wire::rendezvous::{
-    Answer, Endpoints, MemberId, Refusal, Request, parse_answer, write_request,
-};
+use crate::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
+use crate::wire::rendezvous::request::{Request, write_request};
+use crate::wire::rendezvous::{MemberId, Refusal};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -38,8 +38,8 @@ impl Run {
         };
         self.is_stale = true;
         match answer {
-            Answer::Cookie { tx, cookie, endpoint } => {
-                if place.registration.on_cookie(tx, cookie, now) || place.renew(tx, cookie, now) {
+            Answer::Cookie { tx, pass, endpoint } => {
+                if place.registration.on_cookie(tx, pass, now) || place.renew(tx, pass, now) {
                     place.seen = Some(endpoint);
                 }
             }
@@ -68,16 +68,16 @@ impl Run {
                     self.terminal.notice(&format!("{from} refuses: {why}; trying again"));
                 }
             }
-            Answer::Introduce { introduction, start_ms, member, endpoints, sealed } => {
-                place.calls.retain(|call| call.member != member);
-                let relay = place.relay.then_some(Relay { socket, server: from });
+            Answer::Introduce(of) => {
+                let introduction = of.introduction;
+                place.calls.retain(|call| call.member != of.member);
+                let relays = place.relay && of.is_here;
+                let relay = relays.then_some(Relay { socket, server: from });
                 self.outbox.add(socket, from, |bytes| {
                     write_request(bytes, &Request::Introduced { introduction });
                     true
                 });
-                let start = now + Duration::from_millis(u64::from(start_ms));
-                let news = (introduction, start);
-                self.introduced(member, endpoints, sealed, (from, relay), news, events, now);
+                self.introduced(&of, (from, relay), events, now);
             }
             Answer::Gone { member } if member == self.me => {
                 // It has forgotten us.
@@ -100,17 +100,15 @@ impl Run {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // The fields of one answer, and the loop's two.
     fn introduced(
         &mut self,
-        id: MemberId,
-        endpoints: Endpoints,
-        sealed: &[u8],
+        of: &Introduced<'_>,
         (server, relay): (SocketAddr, Option<Relay>),
-        (introduction, start): (u64, Instant),
         events: &mut EventLoop,
         now: Instant,
     ) {
+        let Introduced { introduction, member: id, endpoints, sealed, .. } = *of;
+        let start = now + Duration::from_millis(u64::from(of.start_ms));
         let announcement = match open(&self.keys, id, sealed) {
             Ok(announcement) => announcement,
             Err(error) => return self.refuse_announcement(id, error.as_str(), now),
@@ -143,11 +141,11 @@ impl Run {
             filtering: announcement.filtering,
             tries_hard: announcement.tries_hard,
         };
-        member.relay = relay.filter(|_| announcement.relay).or(member.relay);
+        let of_others = member.relay.filter(|relay| relay.server != server);
+        member.relay = relay.filter(|_| announcement.relay).or(of_others);
         member.announcement = announcement;
-        if !member.servers.contains(&server) {
-            member.servers.push(server);
-        }
+        member.servers.retain(|(known, _)| *known != server);
+        member.servers.push((server, of.is_here));
         let has_relay = member.relay.is_some() && takes_relay;
         member.punch.set_relay(has_relay);
         member.introduced = now;
@@ -167,7 +165,7 @@ impl Run {
     fn relay_has_come(&mut self, relay: Relay) {
         for member in self.members.iter_mut().flatten() {
             let wants = self.config.relay && member.announcement.relay;
-            if wants && member.relay.is_none() && member.servers.contains(&relay.server) {
+            if wants && member.relay.is_none() && member.servers.contains(&(relay.server, true)) {
                 member.relay = Some(relay);
                 member.punch.set_relay(true);
             }
@@ -227,7 +225,7 @@ impl Run {
     fn gone(&mut self, slot: usize, server: SocketAddr, events: &mut EventLoop, now: Instant) {
         let Some(member) = self.member(slot) else { return };
         let was_registered = member.is_registered();
-        member.servers.retain(|of_member| *of_member != server);
+        member.servers.retain(|(known, _)| *known != server);
         if member.is_registered() {
             return;
         }

@@ -5,18 +5,18 @@
 //! the other's endpoint, as text. The client sends `PING` there ten times, one each half second;
 //! from then on every datagram but `PING` is a line of chat.
 
-use super::chat::{for_terminal, split_line};
+use super::Config;
 use super::counters::{Counters, DropReason};
-use super::meeting::resolve;
-use super::network::Network;
+use super::network::{Network, receive_batch};
 use super::terminal::{Terminal, Typed};
-use super::{Config, Server};
+use super::text::{for_terminal, split_line};
 use crate::error::Error;
-use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::sys::mmsg::receive::ReceiveQueue;
+use crate::roles::destination::Destination;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::event_loop::EventLoop;
 use crate::wire::peer::LINE_LEN_MAX;
 use mio::Token;
 use std::collections::VecDeque;
@@ -44,7 +44,7 @@ enum Stage {
 
 struct Legacy {
     server: SocketAddr,
-    server_name: Server,
+    server_name: Destination,
     network: Network,
     socket: u16,
     stage: Stage,
@@ -73,7 +73,7 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<u8, Error> {
         return Ok(1);
     };
     let cannot = || format!("cannot resolve {name}");
-    let found = resolve(name).map_err(Error::while_doing(cannot))?;
+    let found = name.resolve().map_err(Error::while_doing(cannot))?;
     // The demo's addresses are IPv4; ours in brackets are understood by our own peers alone.
     let by_family = found.iter().copied().filter_map(|to| Some((network.number_for(to)?, to)));
     let Some((socket, server)) = by_family.min_by_key(|(socket, _)| *socket) else {
@@ -212,15 +212,8 @@ impl Legacy {
         let Some(socket) = self.network.number(token).and_then(|it| self.network.socket(it)) else {
             return;
         };
-        match socket.receive(queue) {
-            Ok(received) if received == RECEIVE_BATCH => events.again(token, Readiness::READABLE),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {
-                self.counters.icmp_errors.increment();
-                events.again(token, Readiness::READABLE);
-                return;
-            }
+        if !receive_batch(socket, token, queue, events, &self.counters) {
+            return;
         }
         let now = clock::now();
         for message in queue.messages() {

@@ -1,16 +1,17 @@
 //! The rendezvous servers: a registration at each of them, over each family in which it can be
-//! reached. Two members meet if they share one server that works.
+//! reached. Two members meet if they share one server that works, or if their servers share rooms.
 
-use super::Server;
 use super::network::{IPV4, IPV6, Network};
+use crate::roles::destination::Destination;
 use crate::runtime::clock;
 use crate::runtime::errands::Errands;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::state::backoff::Backoff;
 use crate::state::registration::{Registration, Step};
-use crate::wire::rendezvous::{Cookie, MemberId};
+use crate::wire::rendezvous::{MemberId, Pass, RoomId, write_endpoint};
+use blake2::{Blake2s256, Digest};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// getaddrinfo(3) with its plug-ins uses more stack than our own code.
@@ -65,17 +66,17 @@ pub(super) enum ToServer {
     /// For the registration.
     Step(Step),
     /// A call.
-    Call { tx: u64, cookie: Cookie, member: MemberId },
+    Call { tx: u64, pass: Pass, member: MemberId },
 }
 
 impl Place {
     /// A cookie that answers a call: the old one had expired. Returns whether it does.
-    pub(super) fn renew(&mut self, tx: u64, cookie: Cookie, now: Instant) -> bool {
+    pub(super) fn renew(&mut self, tx: u64, pass: Pass, now: Instant) -> bool {
         let Some(call) = self.calls.iter_mut().find(|call| call.tx == tx) else {
             return false;
         };
         call.next = now;
-        self.registration.renew(cookie);
+        self.registration.renew(pass);
         true
     }
 
@@ -84,17 +85,18 @@ impl Place {
         if !self.registration.is_in() {
             return None;
         }
-        let cookie = self.registration.cookie()?;
+        let pass = self.registration.pass()?;
         let call = self.calls.iter_mut().find(|call| call.next <= now)?;
         call.tx = tx;
         call.left -= 1;
         call.next = now + call.retry.failed();
-        Some(ToServer::Call { tx, cookie, member: call.member })
+        Some(ToServer::Call { tx, pass, member: call.member })
     }
 }
 
 pub(super) struct Meeting {
-    servers: Vec<Server>,
+    room: RoomId,
+    servers: Vec<Destination>,
     next_lookup: Vec<Instant>,
     errands: Errands,
     answers: Sender<Looked>,
@@ -102,17 +104,23 @@ pub(super) struct Meeting {
     places: Vec<Place>,
 }
 
-/// Asks the system's resolver now, and waits for it.
-pub(super) fn resolve(server: &Server) -> io::Result<Vec<SocketAddr>> {
-    Ok((server.host.as_str(), server.port).to_socket_addrs()?.collect())
+/// Brings the addresses of a name into the order in which a room's members try them: another one
+/// for each room, so that many rooms spread over servers, and the same one for all members of one.
+fn sort_for(room: RoomId, addresses: &mut [SocketAddr]) {
+    addresses.sort_by_cached_key(|address| {
+        let mut bytes = room.0.to_vec();
+        write_endpoint(&mut bytes, *address);
+        Blake2s256::digest(bytes)
+    });
 }
 
 impl Meeting {
     /// Starts looking the servers up.
-    pub(super) fn start(servers: &[Server], wake: &Wake) -> io::Result<Meeting> {
+    pub(super) fn start(servers: &[Destination], room: RoomId, wake: &Wake) -> io::Result<Meeting> {
         let (answers, looked) = queue::bounded(LOOKUPS_MAX, wake);
         let now = clock::now();
         let mut meeting = Meeting {
+            room,
             servers: servers.to_vec(),
             next_lookup: vec![now; servers.len()],
             errands: Errands::start("peer:lookup", LOOKUPS_MAX, STACK)?,
@@ -138,7 +146,7 @@ impl Meeting {
         let (server, answers) = (server.clone(), self.answers.clone());
         self.errands.send(move || {
             // The main thread has ended when it takes no more.
-            let _ = answers.send(Looked { server: index, found: resolve(&server) });
+            let _ = answers.send(Looked { server: index, found: server.resolve() });
         });
     }
 
@@ -148,7 +156,8 @@ impl Meeting {
         let answers: Vec<Looked> = self.looked.drain().collect();
         for Looked { server, found } in answers {
             match found {
-                Ok(found) => {
+                Ok(mut found) => {
+                    sort_for(self.room, &mut found);
                     for socket in [IPV4, IPV6] {
                         is_new |= self.settle(server, socket, &found, network, now);
                     }
@@ -280,5 +289,34 @@ impl Meeting {
         for place in &mut self.places {
             place.registration.hurry(now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_a_room_go_to_one_server_and_rooms_to_all() {
+        let of = |numbers: &[u8]| -> Vec<SocketAddr> {
+            numbers.iter().map(|number| ([192, 0, 2, *number], 12_345).into()).collect()
+        };
+        let mut firsts = [0; 4];
+        for number in 0..100 {
+            let room = RoomId([number; 16]);
+            let (mut one, mut other) = (of(&[0, 1, 2, 3]), of(&[2, 0, 3, 1]));
+            sort_for(room, &mut one);
+            sort_for(room, &mut other);
+            assert_eq!(one, other);
+            let first = (0..4).find(|number| of(&[*number])[0] == one[0]).unwrap();
+            firsts[usize::from(first)] += 1;
+            // Without the first the order is the same.
+            other.remove(0);
+            let mut rest = one.split_off(1);
+            rest.reverse();
+            sort_for(room, &mut rest);
+            assert_eq!(rest, other);
+        }
+        assert!(firsts.iter().all(|count| *count >= 10), "{firsts:?}");
     }
 }

@@ -40,11 +40,13 @@ mod send;
 mod start;
 mod talk;
 mod terminal;
+pub mod text;
 pub mod tunnel;
 
 pub use args::COMMAND;
 pub use selftest::selftest;
 
+use super::destination::Destination;
 use super::startup;
 use crate::cli::common::Common;
 use crate::cli::flags::Matches;
@@ -53,27 +55,9 @@ use crate::runtime::metrics::{FamilyInfo, Registry};
 use counters::Counters;
 use identity::PublicKey;
 use room::Room;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// A rendezvous server, by name or address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Server {
-    host: String,
-    port: u16,
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
 
 /// Which room.
 #[derive(Debug, Clone)]
@@ -135,7 +119,7 @@ impl Forwarding {
 #[derive(Debug)]
 struct Config {
     common: Common,
-    servers: Vec<Server>,
+    servers: Vec<Destination>,
     room: Option<RoomChoice>,
     legacy: bool,
     detect: Option<Detection>,

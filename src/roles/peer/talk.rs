@@ -1,9 +1,10 @@
 //! Lines of chat: what was typed, what became of it, and the commands of a terminal.
 
-use super::chat::{Due, split_line};
+use super::chat::Due;
 use super::member::{Member, Via};
 use super::run::Run;
 use super::terminal::{self, Typed};
+use super::text::split_line;
 use crate::wire::peer::{Kind, LINE_LEN_MAX, Message};
 use std::fmt::Write as _;
 use std::time::Instant;

@@ -8,13 +8,14 @@ pub(super) use client::{CLIENT_TLS, client_config, client_tls};
 pub use server::SERVER_COMMAND;
 pub(super) use server::server_config;
 
-use super::{Destination, Framing, KeyFiles, SharedConfig};
+use super::{Framing, KeyFiles, SharedConfig};
 use crate::cli::common::common;
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::logging::Sink;
 use crate::cli::table::Opt;
 use crate::cli::values::{buffer_size, choice, count, duration, number};
 use crate::net::udp::Buffers;
+use crate::roles::destination::Destination;
 use crate::runtime::daemon::absolute;
 use log::LevelFilter;
 use std::net::{SocketAddr, ToSocketAddrs};

@@ -1,8 +1,8 @@
 //! `udpferry check pool`: an operator's first aid, from the client's side of the server.
 
+use super::ClientTls;
 use super::args::{CLIENT_TLS, client_tls, port_argument};
 use super::probe::Probe;
-use super::{ClientTls, Destination};
 use crate::cli::common::INFORMATION;
 use crate::cli::flags::Matches;
 use crate::cli::table::{Command, Opt, Positional};
@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::net::random;
 use crate::net::tls::{ClientTrust, Identity};
 use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
+use crate::roles::destination::Destination;
 use crate::roles::dial::{ConnectHints, TlsWords, connect_step, recognise, tls_step};
 use crate::roles::framed::NoReply;
 use crate::roles::report::{Report, say};

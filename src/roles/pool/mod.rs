@@ -25,7 +25,6 @@ mod client;
 mod connection;
 mod counters;
 mod link;
-mod lookup;
 mod probe;
 mod route;
 mod selftest;
@@ -37,6 +36,7 @@ pub use args::{CLIENT_COMMAND, SERVER_COMMAND};
 pub use check::{CHECK, check};
 pub use selftest::selftest;
 
+use super::destination::Destination;
 use super::startup;
 use crate::cli::common::Common;
 use crate::cli::flags::Matches;
@@ -69,23 +69,6 @@ enum Framing {
 struct KeyFiles {
     certificate: PathBuf,
     key: PathBuf,
-}
-
-/// A host, by name or address, and a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Destination {
-    host: String,
-    port: u16,
-}
-
-impl std::fmt::Display for Destination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
 }
 
 /// Options of both sides.

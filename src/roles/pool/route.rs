@@ -1,10 +1,11 @@
 //! The client's way to its server: destination, TLS and waits, the same for all uplinks.
 
-use super::lookup::{self, Lookup};
-use super::{ClientConfig, ClientTls, Destination, Framing, Shared};
+use super::{ClientConfig, ClientTls, Framing, Shared};
 use crate::error::Error;
 use crate::net::tcp;
 use crate::net::tls::{ClientTrust, Identity, TlsError, connector};
+use crate::roles::destination::Destination;
+use crate::roles::lookup::Lookup;
 use crate::state::address_order;
 use crate::state::token_bucket::LogGate;
 use native_tls::TlsConnector;
@@ -88,7 +89,7 @@ pub(super) fn route(config: &ClientConfig, shared: &Arc<Shared>) -> Result<Route
     let is_address = destination.host.parse::<std::net::IpAddr>().is_ok();
     let fixed = if is_address || config.resolves_once {
         let cannot = || format!("cannot resolve {destination}");
-        let mut found = lookup::addresses(&destination).map_err(Error::while_doing(cannot))?;
+        let mut found = destination.resolve().map_err(Error::while_doing(cannot))?;
         // As the peer's --resolve-once: IPv4 is preferred.
         found.sort_by_key(SocketAddr::is_ipv6);
         Some(found)
@@ -98,7 +99,7 @@ pub(super) fn route(config: &ClientConfig, shared: &Arc<Shared>) -> Result<Route
     let lookup = match fixed {
         Some(_) => None,
         None => Some(
-            Lookup::start(destination.clone())
+            Lookup::start("pool:lookup", destination.clone())
                 .map_err(Error::while_doing(|| "cannot start a thread"))?,
         ),
     };

@@ -4,7 +4,6 @@ mod admit;
 
 use super::batch::LinkHandle;
 use super::connection::Begin;
-use super::lookup::{self, Lookup};
 use super::session::{Orders, SessionEnd};
 use super::{Activity, ServerConfig, ServerTls, Shared};
 use crate::error::Error;
@@ -13,6 +12,7 @@ use crate::net::tls::{Acceptor, Identity, TlsError};
 use crate::net::udp::UdpSocket;
 use crate::roles::frame::{Frame, Happening, WAKE};
 use crate::roles::listening::{Listening, room_for};
+use crate::roles::lookup::Lookup;
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::queue::{self, Receiver, Sender};
@@ -122,12 +122,13 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
     let acceptor = config.tls.as_ref().map(load_acceptor).transpose()?;
     let shared = Arc::new(Shared::new(&mut frame.registry));
     let destination = &config.shared.destination;
-    let targets = lookup::addresses(destination)
+    let targets = destination
+        .resolve()
         .map_err(Error::while_doing(|| format!("cannot resolve {destination}")))?;
     let lookup = match destination.host.parse::<std::net::IpAddr>() {
         Ok(_) => None,
         Err(_) => Some(
-            Lookup::start(destination.clone())
+            Lookup::start("pool:lookup", destination.clone())
                 .map_err(Error::while_doing(|| "cannot start a thread"))?,
         ),
     };

@@ -8,13 +8,14 @@ use crate::cli::table::{Command, Opt, Positional};
 use crate::cli::values::duration;
 use crate::error::Error;
 use crate::net::random;
+use crate::roles::destination::Destination;
 use crate::roles::report::{Report, say};
 use crate::wire::rendezvous::RoomId;
 use crate::wire::stun::attribute::AddressKind;
 use crate::wire::stun::writer::Writer;
 use crate::wire::stun::{Class, HEADER_LEN, Message, Method, TransactionId};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The options of the check.
@@ -47,14 +48,14 @@ struct Binding {
 
 /// Runs the check; returns the process's exit code.
 pub fn check(m: &Matches) -> Result<u8, Error> {
-    let (host, port) = host_and_port(m)?;
+    let destination = destination(m)?;
+    let Destination { host, port } = &destination;
     let timeout = m.required("--timeout", duration)?.max(Duration::from_millis(1));
     let mut report = Report::begin(&format!("rendezvous server at {host}, port {port}"))?;
-    let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-    let server = match found.map(|found| found.first().copied()) {
+    let server = match destination.resolve().map(|found| found.first().copied()) {
         Ok(Some(server)) => server,
-        Ok(None) => return Err(unresolved(&report, &host, "it has no address")),
-        Err(error) => return Err(unresolved(&report, &host, &error.to_string())),
+        Ok(None) => return Err(unresolved(&report, host, "it has no address")),
+        Err(error) => return Err(unresolved(&report, host, &error.to_string())),
     };
     let room = RoomId(random::bytes().map_err(Error::while_doing(|| "cannot make a room"))?);
     let mut probe = Probe::connect(server, room, timeout)
@@ -144,24 +145,11 @@ fn bind(probe: &Probe) -> io::Result<Binding> {
     })
 }
 
-/// `HOST`, `HOST:PORT`, `[IPV6]:PORT`, or an IPv6 address alone.
-fn host_and_port(m: &Matches) -> Result<(String, u16), UsageError> {
+fn destination(m: &Matches) -> Result<Destination, UsageError> {
     let text = m.positional(0).unwrap_or_default();
-    let split = match text.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => Some((host, port)),
-        _ => None,
-    };
-    let (host, port) = match split {
-        Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0)),
-        None => (text, Some(DEFAULT_PORT)),
-    };
-    let host = host.trim_matches(['[', ']']);
-    match port {
-        Some(port) if !host.is_empty() => Ok((host.to_owned(), port)),
-        _ => Err(UsageError::NotAllowed {
-            option: "HOST[:PORT]".to_owned(),
-            value: text.to_owned(),
-            allowed: "a name or an address, and a port from 1 to 65535 if any".to_owned(),
-        }),
-    }
+    Destination::parse(text, DEFAULT_PORT).map_err(|allowed| UsageError::NotAllowed {
+        option: "HOST[:PORT]".to_owned(),
+        value: text.to_owned(),
+        allowed,
+    })
 }

@@ -200,3 +200,16 @@ fn an_endless_head_is_refused() {
         respond(&[b'\n'; REQUEST_MAX], &Registry::new()).unwrap().starts_with(b"HTTP/1.1 431 ")
     );
 }
+
+#[test]
+fn a_familys_counts_are_told_apart() {
+    let mut registry = Registry::new();
+    let [full, _, late] = ["full", "empty", "late"]
+        .map(|reason| registry.labelled_counter("udpferry_x_total", "X.", ("reason", reason)));
+    registry.counter("udpferry_y_total", "Y.").increment();
+    full.add(3);
+    late.increment();
+    assert_eq!(registry.counted("udpferry_x_total"), [("full", 3), ("late", 1)]);
+    assert_eq!(registry.counted("udpferry_y_total"), []);
+    assert_eq!(registry.counted("udpferry_z_total"), []);
+}

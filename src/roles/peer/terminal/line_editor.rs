@@ -1,6 +1,6 @@
 //! A line that is being typed: what keys do to it, and how it looks. Pure: bytes in, text out.
 
-use super::super::chat::for_terminal;
+use super::super::text::for_terminal;
 use super::LINE_LEN_MAX;
 use std::collections::VecDeque;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};

@@ -2,7 +2,6 @@
 
 use crate::error::Error;
 use crate::net::random;
-use crate::wire::rendezvous::Cookie;
 use blake2::Blake2sMac;
 use blake2::digest::consts::U16;
 use blake2::digest::{KeyInit, Mac};
@@ -13,14 +12,14 @@ use std::time::{Duration, Instant};
 const EPOCH: Duration = Duration::from_secs(30);
 
 /// Makes cookies and checks them, with a key that is as old as the process.
-pub(super) struct Cookies {
+pub struct Cookies {
     key: Blake2sMac<U16>,
     start: Instant,
 }
 
 impl Cookies {
     /// With a random key.
-    pub(super) fn new(now: Instant) -> Result<Cookies, Error> {
+    pub fn new(now: Instant) -> Result<Cookies, Error> {
         let key = random::bytes().map_err(Error::while_doing(|| "cannot make a key"))?;
         Ok(Cookies::with_key(&key, now))
     }
@@ -29,25 +28,25 @@ impl Cookies {
         Cookies { key: <Blake2sMac<U16> as KeyInit>::new(key.into()), start: now }
     }
 
-    /// The cookie for an endpoint. `silence` is the number of its last silence: with another number
-    /// there is another cookie.
-    pub(super) fn make(&self, now: Instant, endpoint: SocketAddr, silence: u64) -> Cookie {
-        Cookie(self.over(self.epoch(now), endpoint, silence).finalize().into_bytes().into())
+    /// The cookie for an endpoint. `silence` is the number of its last silence, where the role counts
+    /// those: with another number there is another cookie.
+    pub fn make(&self, now: Instant, endpoint: SocketAddr, silence: u64) -> [u8; 16] {
+        self.over(self.epoch(now), endpoint, silence).finalize().into_bytes().into()
     }
 
     /// Whether the cookie is that of the endpoint, made in this half minute or the one before, and
     /// since its last silence.
-    pub(super) fn counts(
+    pub fn counts(
         &self,
         now: Instant,
         endpoint: SocketAddr,
         silence: u64,
-        cookie: Cookie,
+        cookie: [u8; 16],
     ) -> bool {
         let epoch = self.epoch(now);
         [Some(epoch), epoch.checked_sub(1)].into_iter().flatten().any(|epoch| {
             // In constant time.
-            self.over(epoch, endpoint, silence).verify_slice(&cookie.0).is_ok()
+            self.over(epoch, endpoint, silence).verify_slice(&cookie).is_ok()
         })
     }
 
@@ -90,6 +89,6 @@ mod tests {
         }
         let restarted = Cookies::with_key(&[8; 32], now);
         assert!(!restarted.counts(now, endpoint, 3, cookie));
-        assert!(!cookies.counts(now, endpoint, 3, Cookie([0; 16])));
+        assert!(!cookies.counts(now, endpoint, 3, [0; 16]));
     }
 }

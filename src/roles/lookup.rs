@@ -1,10 +1,10 @@
 //! Names to addresses, on a thread of its own: the C library's resolver cannot be interrupted, and
 //! nobody who must stop at once may wait for it.
 
-use super::Destination;
+use super::destination::Destination;
 use crate::runtime::errands::Errands;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Who may wait for an answer; more are refused, and ask again after a backoff.
@@ -13,7 +13,7 @@ const WAITERS_MAX: usize = 1024;
 const STACK: usize = 256 * 1024;
 
 /// What a lookup says: addresses in the order in which they should be tried, or why there are none.
-pub(super) type Answer = Result<Vec<SocketAddr>, String>;
+pub type Answer = Result<Vec<SocketAddr>, String>;
 
 type Waiter = Box<dyn FnOnce(Answer) + Send>;
 
@@ -27,29 +27,30 @@ struct State {
 /// Asks the system's resolver for one destination, again and again. One lookup is under way at a
 /// time and answers all who wait: however slow it is, nobody waits for those of others.
 #[derive(Clone)]
-pub(super) struct Lookup {
+pub struct Lookup {
     errands: Errands,
     resolve: Arc<dyn Fn() -> io::Result<Vec<SocketAddr>> + Send + Sync>,
     state: Arc<Mutex<State>>,
 }
 
 impl Lookup {
-    /// Starts the thread.
-    pub(super) fn start(destination: Destination) -> io::Result<Lookup> {
-        Lookup::start_with(move || addresses(&destination))
+    /// Starts the thread, named `thread`.
+    pub fn start(thread: &str, destination: Destination) -> io::Result<Lookup> {
+        Lookup::start_with(thread, move || destination.resolve())
     }
 
     fn start_with(
+        thread: &str,
         resolve: impl Fn() -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> io::Result<Lookup> {
         // The one under way, and one that is sent when its waiters have just been told.
-        let errands = Errands::start("pool:lookup", 2, STACK)?;
+        let errands = Errands::start(thread, 2, STACK)?;
         Ok(Lookup { errands, resolve: Arc::new(resolve), state: Arc::default() })
     }
 
     /// Calls `answer` when the lookup that is under way, or else a new one, is over; from another
     /// thread. Returns false when too many wait.
-    pub(super) fn ask(&self, answer: impl FnOnce(Answer) + Send + 'static) -> bool {
+    pub fn ask(&self, answer: impl FnOnce(Answer) + Send + 'static) -> bool {
         let mut state = lock(&self.state);
         if state.waiters.len() >= WAITERS_MAX {
             return false;
@@ -79,23 +80,13 @@ impl Lookup {
     }
 
     /// What the last lookup that found anything has found.
-    pub(super) fn known(&self) -> Option<Vec<SocketAddr>> {
+    pub fn known(&self) -> Option<Vec<SocketAddr>> {
         lock(&self.state).known.clone()
     }
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Asks now, and waits.
-pub(super) fn addresses(destination: &Destination) -> io::Result<Vec<SocketAddr>> {
-    let found: Vec<SocketAddr> =
-        (destination.host.as_str(), destination.port).to_socket_addrs()?.collect();
-    if found.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -108,7 +99,7 @@ mod tests {
         let (go, gate) = sync_channel::<Option<SocketAddr>>(1);
         let (begins, begun) = sync_channel(WAITERS_MAX);
         let gate = Mutex::new(gate);
-        let lookup = Lookup::start_with(move || {
+        let lookup = Lookup::start_with("test", move || {
             begins.send(()).unwrap();
             let found = gate.lock().unwrap().recv().unwrap();
             found.map(|address| vec![address]).ok_or_else(|| io::Error::other("no"))

@@ -1,0 +1,511 @@
+//! `vpn client`: the main thread, which finds the server, gets addresses from it, and sets the host
+//! up with them.
+
+mod settle;
+
+use super::counters::{Counters, DropReason, Loss, MESSAGES_DROPPED};
+use super::device::Device;
+use super::identity::Identity;
+use super::outbox::Outbox;
+use super::sockets::Sockets;
+use super::status::{self, Status};
+use super::{ClientConfig, DEVICE, socket_path, tell_plaintext};
+use crate::error::Error;
+use crate::net::netlink::changes::Changes;
+use crate::net::random;
+use crate::roles::control::{self, Control};
+use crate::roles::data_plane::Plane;
+use crate::roles::data_plane::counters::PeerCounters;
+use crate::roles::data_plane::orders::{Order, Report};
+use crate::roles::data_plane::table::{Peer, SocketId, Table, TableOptions};
+use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
+use crate::roles::host::client::ClientPlan;
+use crate::roles::host::{Host, Places, hooks};
+use crate::roles::lookup::{self, Lookup};
+use crate::roles::startup::Startup;
+use crate::runtime::clock;
+use crate::runtime::errands::Errands;
+use crate::runtime::metrics::Registry;
+use crate::runtime::queue::{self, Receiver, Sender};
+use crate::state::access::Prefix;
+use crate::state::contact::Contact;
+use crate::state::vpn::connection::{Connection, Step};
+use crate::wire::vpn::{Answer, Refusal, Request, VERSION, Wish, parse_answer, write_request};
+use mio::{Interest, Token};
+use settle::Settled;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Word of the network's changes; the control socket's tokens stand before it.
+const CHANGES: Token = Token(FIRST_OWN + control::TOKENS);
+/// One lookup is under way at a time; a late answer may wait beside it.
+const ANSWERS_MAX: usize = 2;
+/// Hooks run on a thread of their own: a slow one holds up nothing but the next.
+const HOOKS_MAX: usize = 4;
+const HOOK_STACK: usize = 128 * 1024;
+
+/// What a running client has.
+struct Client {
+    config: ClientConfig,
+    started: Instant,
+    identity: Identity,
+    connection: Connection,
+    /// `None` where the server is an address.
+    lookup: Option<Lookup>,
+    found: Sender<lookup::Answer>,
+    device: Device,
+    sockets: Sockets,
+    plane: Plane,
+    outbox: Outbox,
+    hooks: Errands,
+    counters: Counters,
+    server_counters: Arc<PeerCounters>,
+    /// What the server has given us, and what has been made of it.
+    settled: Option<Settled>,
+    /// The host's set-up that is in force.
+    routed: Option<ClientPlan>,
+    /// Whether the kill switch is in force before anything else is.
+    is_guarded: bool,
+    /// When all is undone unless the operator confirms.
+    confirm_by: Option<Instant>,
+}
+
+/// What the main thread receives from others.
+struct Inbox {
+    reports: Receiver<Report>,
+    found: Receiver<lookup::Answer>,
+    changes: Changes,
+}
+
+/// Serves until stopped.
+pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error> {
+    let shared = &config.shared;
+    tell_plaintext(&shared.tun, "whoever is on the way may read and change them");
+    let mut frame = Frame::new(shared.common.metrics, None)?;
+    // First, as two processes cannot have one tunnel.
+    let path = socket_path(&shared.runtime_dir, &shared.tun);
+    let mut control = Control::listen(&path, &mut frame.events, FIRST_OWN)?;
+    let places = Places::new(&shared.runtime_dir);
+    let mut host = Host::open(places, &shared.tun, config.kill_switch)?;
+    let result = Client::start(config, &mut frame).and_then(|(client, mut inbox)| {
+        frame.ready(startup)?;
+        client.until_stopped(&mut frame, &mut control, &mut inbox, &mut host)
+    });
+    host.undo();
+    result
+}
+
+impl Client {
+    fn start(config: ClientConfig, frame: &mut Frame) -> Result<(Client, Inbox), Error> {
+        let now = clock::now();
+        let shared = &config.shared;
+        let directory = shared.state_dir.as_ref().unwrap_or(&shared.runtime_dir);
+        let identity = Identity::open(directory, &shared.tun)?;
+        let sockets = Sockets::any(shared)?;
+        let device = Device::open(&shared.tun, shared.offload)?;
+        let mut changes = Changes::open()
+            .map_err(Error::while_doing(|| "cannot listen to the network's changes"))?;
+        frame
+            .events
+            .register(&mut changes, CHANGES, Interest::READABLE)
+            .map_err(Error::while_doing(|| "cannot listen to the network's changes"))?;
+        let counters = Counters::new(&mut frame.registry);
+        let wake = frame.wake()?;
+        let (plane, reports) = Plane::start("vpn", &wake, &mut frame.registry)?;
+        for order in sockets.orders() {
+            plane.order(&order);
+        }
+        plane.order(&Order::AddDevice(DEVICE, Arc::clone(&device.tun)));
+        let (found, answers) = queue::bounded(ANSWERS_MAX, &wake);
+        let cannot_start = || "cannot start a thread";
+        let is_address = config.server.host.parse::<IpAddr>().is_ok();
+        let lookup = (!is_address)
+            .then(|| Lookup::start("vpn:lookup", config.server.clone()))
+            .transpose()
+            .map_err(Error::while_doing(cannot_start))?;
+        let hooks = Errands::start("vpn:hooks", HOOKS_MAX, HOOK_STACK)
+            .map_err(Error::while_doing(cannot_start))?;
+        let client = Client {
+            started: now,
+            identity,
+            connection: Connection::new(now),
+            lookup,
+            found,
+            device,
+            sockets,
+            plane,
+            outbox: Outbox::default(),
+            hooks,
+            counters,
+            server_counters: Arc::new(PeerCounters::new(now)),
+            settled: None,
+            routed: None,
+            is_guarded: false,
+            confirm_by: None,
+            config,
+        };
+        Ok((client, Inbox { reports, found: answers, changes }))
+    }
+
+    fn until_stopped(
+        mut self,
+        frame: &mut Frame,
+        control: &mut Control,
+        inbox: &mut Inbox,
+        host: &mut Host,
+    ) -> Result<(), Error> {
+        let result = self.begin(host).and_then(|()| self.serve(frame, control, inbox, host));
+        self.stop();
+        result
+    }
+
+    /// Tries the addresses of the last run while the name is looked up.
+    fn begin(&mut self, host: &mut Host) -> Result<(), Error> {
+        let known = self.identity.servers(&self.config.server);
+        if known.is_empty() || self.lookup.is_none() { Ok(()) } else { self.try_first(known, host) }
+    }
+
+    fn serve(
+        &mut self,
+        frame: &mut Frame,
+        control: &mut Control,
+        inbox: &mut Inbox,
+        host: &mut Host,
+    ) -> Result<(), Error> {
+        let mut stops = false;
+        while !stops {
+            let deadlines = [self.connection.next_deadline(), self.confirm_by];
+            let deadline = deadlines.into_iter().flatten().chain(control.next_deadline()).min();
+            let numbers = || {
+                let line = self.status_line();
+                (line.clone(), line)
+            };
+            match frame.next_happening(deadline, numbers)? {
+                Happening::Stop => return Ok(()),
+                // A hook of the system's, after a sleep say, may have sent it.
+                Happening::Reload => self.connection.on_network_change(clock::now()),
+                Happening::Ready(WAKE, _) => self.hear(inbox, host)?,
+                Happening::Ready(CHANGES, _) => {
+                    if inbox.changes.take() {
+                        self.connection.on_network_change(clock::now());
+                    }
+                }
+                Happening::Ready(token, readiness) => {
+                    let now = clock::now();
+                    let Frame { events, registry, .. } = &mut *frame;
+                    control.handle((token, readiness), now, events, |question| {
+                        stops = question == "down";
+                        self.answer(question, now, registry)
+                    });
+                }
+                Happening::RoundOver(now) => {
+                    control.expire(now, &mut frame.events);
+                    stops |= self.tend(now, host)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the operator asks; `None` is answered by the end.
+    fn answer(
+        &mut self,
+        question: &str,
+        now: Instant,
+        registry: &Registry,
+    ) -> Option<control::Answer> {
+        use control::Answer::{Done, Refused};
+        match question {
+            "status" => Some(Done(self.status(now, registry).text())),
+            "status json" => Some(Done(self.status(now, registry).json())),
+            "confirm" if self.confirm_by.take().is_some() => {
+                log::info!("{}: confirmed", self.config.shared.tun);
+                Some(Done(format!("{}: confirmed, everything stays\n", self.config.shared.tun)))
+            }
+            "confirm" => Some(Refused("nothing waits for it".into())),
+            "down" => None,
+            _ => Some(Refused("no such question".into())),
+        }
+    }
+
+    fn hear(&mut self, inbox: &Inbox, host: &mut Host) -> Result<(), Error> {
+        let now = clock::now();
+        for answer in inbox.found.drain() {
+            match answer {
+                Ok(servers) => self.resolved(now, servers, host)?,
+                Err(error) => {
+                    log::warn!("cannot resolve {}: {error}", self.config.server);
+                    self.connection.unresolved(now, chance());
+                }
+            }
+        }
+        for report in inbox.reports.drain() {
+            match report {
+                Report::Control { source, bytes, .. } => self.listen(now, source, &bytes, host)?,
+                // The table lets nobody else in.
+                Report::Stranger { .. } => {}
+                Report::DeviceGone { error, .. } => {
+                    return Err(gone(&format!("the device {}", self.config.shared.tun), error));
+                }
+                Report::SocketGone { error, .. } => return Err(gone("a socket", error)),
+                Report::ThreadGone { thread, error } => {
+                    let error = error.unwrap_or_else(|| io::Error::other("it panicked"));
+                    return Err(gone(&format!("the thread {thread}"), error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A message has come.
+    fn listen(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        bytes: &[u8],
+        host: &mut Host,
+    ) -> Result<(), Error> {
+        let answer = match parse_answer(bytes) {
+            Some(answer) if self.connection.server() == Some(source) => answer,
+            Some(_) => {
+                self.counters.dropped(DropReason::Unexpected, 1);
+                return Ok(());
+            }
+            None => {
+                self.counters.dropped(DropReason::Malformed, 1);
+                return Ok(());
+            }
+        };
+        let is_expected = match answer {
+            Answer::Cookie { tx, cookie, endpoint } => {
+                log::debug!("{source} sees us at {endpoint}");
+                self.connection.on_cookie(now, tx, cookie)
+            }
+            Answer::Welcome { tx, ipv4, ipv6, mtu, keepalive_s, dns } => {
+                let told = Duration::from_secs(keepalive_s.into());
+                let keepalive = self.config.keepalive.unwrap_or(told);
+                let is_welcome = self.connection.on_welcome(now, tx, keepalive);
+                if is_welcome {
+                    self.heard(now);
+                    self.settle(
+                        now,
+                        source,
+                        Settled { ipv4, ipv6, mtu, dns, server: source },
+                        host,
+                    )?;
+                }
+                is_welcome
+            }
+            Answer::Alive { tx } => {
+                self.heard(now);
+                self.connection.on_alive(now, tx)
+            }
+            Answer::WhoAreYou => {
+                let is_news = self.connection.on_who_are_you(now);
+                if is_news {
+                    self.lose(Loss::Unknown, "it does not know us, or not at this endpoint");
+                }
+                is_news
+            }
+            Answer::Goodbye { client } => {
+                let is_news =
+                    client == self.identity.id && self.connection.on_goodbye(now, chance());
+                if is_news {
+                    self.lose(Loss::Goodbye, "it said goodbye");
+                }
+                is_news
+            }
+            Answer::Refused { tx, reason } => {
+                let is_refused = self.connection.on_refused(now, tx, chance());
+                if is_refused {
+                    let server = &self.config.server;
+                    log::error!("{server} refuses this client: {}", words(reason));
+                }
+                is_refused
+            }
+            Answer::OtherVersion { tx, version } => {
+                let is_refused = self.connection.on_refused(now, tx, chance());
+                if is_refused {
+                    let server = &self.config.server;
+                    log::error!("{server} speaks version {version}, this client {VERSION}");
+                }
+                is_refused
+            }
+        };
+        if !is_expected {
+            self.counters.dropped(DropReason::Unexpected, 1);
+        }
+        Ok(())
+    }
+
+    fn heard(&self, now: Instant) {
+        self.server_counters.heard(now);
+    }
+
+    fn lose(&self, how: Loss, words: &str) {
+        self.counters.lost(how);
+        self.counters.connected.set(0);
+        log::info!("asking {} again: {words}", self.config.server);
+    }
+
+    /// Does what is due; returns whether all is over.
+    fn tend(&mut self, now: Instant, host: &mut Host) -> Result<bool, Error> {
+        if self.confirm_by.is_some_and(|by| by <= now) {
+            let tun = &self.config.shared.tun;
+            log::warn!(target: crate::roles::startup::ASKED_FOR, "{tun}: not confirmed, stopping");
+            return Ok(true);
+        }
+        while let Some(step) = self.connection.poll(now, random_number()) {
+            match step {
+                Step::Resolve => self.look_up(now, host)?,
+                Step::Hello { to, tx, cookie } => {
+                    let (ipv4, ipv6) = self.wishes();
+                    let client = self.identity.id;
+                    self.say(to, &Request::Hello { tx, cookie, client, ipv4, ipv6 });
+                }
+                Step::Keepalive { to, tx } => {
+                    self.say(to, &Request::Keepalive { tx, client: self.identity.id });
+                }
+                Step::Lost => self.lose(Loss::Silence, "it does not answer"),
+            }
+        }
+        self.outbox.send(&self.sockets, &self.counters);
+        Ok(false)
+    }
+
+    fn look_up(&mut self, now: Instant, host: &mut Host) -> Result<(), Error> {
+        let Some(lookup) = &self.lookup else {
+            let servers = self.config.server.resolve().unwrap_or_default();
+            return self.resolved(now, servers, host);
+        };
+        let found = self.found.clone();
+        let is_asked = lookup.ask(move |answer| {
+            // Full, or nobody listens any more: the next one is as good.
+            let _ = found.send(answer);
+        });
+        if !is_asked {
+            self.connection.unresolved(now, chance());
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, to: SocketAddr, request: &Request) {
+        let Some(socket) = self.sockets.number_for(to) else { return };
+        let contact = Contact { endpoint: to, socket, local: None };
+        self.outbox.add(contact, |bytes| write_request(bytes, request));
+    }
+
+    /// Only the server is listened to, and it is the only peer.
+    fn publish(&self) {
+        let servers = self.connection.servers().iter();
+        let host =
+            |server: &SocketAddr| Prefix::new(server.ip(), if server.is_ipv4() { 32 } else { 128 });
+        let options = TableOptions {
+            peer_to_peer: false,
+            reports_strangers: false,
+            allow_from: servers.filter_map(host).collect(),
+            own: self.device.addresses().iter().map(|network| network.address).collect(),
+        };
+        let peer = self.settled.as_ref().and_then(|settled| {
+            let socket = u32::try_from(self.sockets.number_for(settled.server)?).ok()?;
+            let counters = Arc::clone(&self.server_counters);
+            Some(Arc::new(Peer::new(settled.server, SocketId(socket), DEVICE, counters)))
+        });
+        self.plane.order(&Order::Table(Arc::new(Table::new(peer, options))));
+    }
+
+    fn stop(mut self) {
+        log::info!("{}: stopping", self.config.shared.tun);
+        if let (Some(command), Some(_)) = (&self.config.shared.hooks.down, &self.settled) {
+            hooks::run_and_log(command, &self.facts(), hooks::DOWN_LIMIT);
+        }
+        if let (Some(server), true) = (self.connection.server(), self.settled.is_some()) {
+            self.say(server, &Request::Goodbye { client: self.identity.id });
+            self.outbox.send(&self.sockets, &self.counters);
+        }
+        self.plane.stop();
+    }
+
+    fn status(&self, now: Instant, registry: &Registry) -> Status {
+        let state = match (self.connection.is_up(), &self.settled) {
+            (true, _) => "connected",
+            (false, Some(_)) => "looking for the server again",
+            (false, None) => "looking for the server",
+        };
+        let addresses: Vec<String> =
+            self.device.addresses().iter().map(ToString::to_string).collect();
+        let mut facts = vec![
+            ("server", self.config.server.to_string()),
+            ("state", state.to_owned()),
+            ("addresses", addresses.join(" ")),
+            ("mtu", self.device.mtu().to_string()),
+            ("offloads", status::offloads(&self.device.tun, &self.sockets)),
+        ];
+        if let Some(by) = self.confirm_by {
+            let left = by.saturating_duration_since(now).as_secs();
+            facts.push(("confirm", format!("within {left} s, or all is undone")));
+        }
+        let peers = self.settled.as_ref().map(|settled| {
+            let mut peer = status::Peer::of(&self.server_counters, now);
+            peer.endpoint = settled.server.to_string();
+            peer.addresses = settled.server_addresses().map(|it| it.to_string()).collect();
+            peer
+        });
+        Status {
+            device: self.config.shared.tun.clone(),
+            side: "client",
+            up_for: now.saturating_duration_since(self.started),
+            facts,
+            peers: peers.into_iter().collect(),
+            drops: status::drops(registry, MESSAGES_DROPPED),
+        }
+    }
+
+    fn status_line(&self) -> String {
+        let totals = self.server_counters.totals();
+        let state = if self.connection.is_up() { "connected to" } else { "looking for" };
+        let (server, bytes_in, bytes_out) =
+            (&self.config.server, totals.bytes_in, totals.bytes_out);
+        format!("{state} {server}, {bytes_in} bytes from it, {bytes_out} bytes to it")
+    }
+
+    /// What it insists on, else what it had.
+    fn wishes(&self) -> (Wish<std::net::Ipv4Addr>, Wish<std::net::Ipv6Addr>) {
+        let settled = self.settled.as_ref();
+        let had_ipv4 = settled.and_then(|settled| settled.ipv4).map(|ipv4| ipv4.address);
+        let had_ipv6 = settled.and_then(|settled| settled.ipv6).map(|ipv6| ipv6.address);
+        (wish(self.config.fixed.ipv4, had_ipv4), wish(self.config.fixed.ipv6, had_ipv6))
+    }
+}
+
+fn wish<A>(fixed: Option<(A, u8)>, had: Option<A>) -> Wish<A> {
+    match (fixed, had) {
+        (Some((address, _)), _) => Wish::Only(address),
+        (None, Some(address)) => Wish::Rather(address),
+        (None, None) => Wish::Any,
+    }
+}
+
+fn words(reason: Refusal) -> &'static str {
+    match reason {
+        Refusal::Full => "it is full, as many clients are there as it takes (--max-clients)",
+        Refusal::NoAddress => "its pool has no address left",
+        Refusal::AddressTaken => "another client has the address (--address)",
+        Refusal::AddressOutside => "the address is not a client's in its network (--address)",
+    }
+}
+
+fn gone(what: &str, cause: io::Error) -> Error {
+    Error::System { doing: format!("{what} is gone"), cause }
+}
+
+/// Without chance numbers are still known only to whoever gets them.
+fn random_number() -> u64 {
+    random::bytes().map_or(0, u64::from_ne_bytes)
+}
+
+fn chance() -> u16 {
+    random::bytes().map_or(0, u16::from_ne_bytes)
+}

@@ -1,0 +1,240 @@
+//! What a welcome comes to: the device's addresses, the table, the host's routes.
+
+use super::{Client, random_number};
+use crate::error::Error;
+use crate::net::netlink::{Netlink, Network};
+use crate::roles::host::Host;
+use crate::roles::host::client::ClientPlan;
+use crate::roles::host::hooks;
+use crate::roles::vpn::{Dns, mtu_inside};
+use crate::wire::vpn::{Assignment, DnsServers};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
+/// A smaller MTU is no network's (RFC 791: every host takes as much).
+const MTU_MIN: u16 = 576;
+
+/// What the server has given us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Settled {
+    pub(super) ipv4: Option<Assignment<Ipv4Addr>>,
+    pub(super) ipv6: Option<Assignment<Ipv6Addr>>,
+    pub(super) mtu: u16,
+    pub(super) dns: DnsServers,
+    /// The server's endpoint.
+    pub(super) server: SocketAddr,
+}
+
+impl Settled {
+    /// The server's own addresses inside.
+    pub(super) fn server_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.ipv4.map(|ipv4| ipv4.server.into());
+        ipv4.into_iter().chain(self.ipv6.map(|ipv6| ipv6.server.into()))
+    }
+}
+
+impl Client {
+    /// The server's addresses, for the first hello of this run, as they were in the last one.
+    pub(super) fn try_first(
+        &mut self,
+        servers: Vec<SocketAddr>,
+        host: &mut Host,
+    ) -> Result<(), Error> {
+        let now = self.started;
+        // The name is looked up all the same.
+        self.connection.know(now, servers);
+        self.follow_servers(host)
+    }
+
+    /// The server's name has been looked up.
+    pub(super) fn resolved(
+        &mut self,
+        now: Instant,
+        servers: Vec<SocketAddr>,
+        host: &mut Host,
+    ) -> Result<(), Error> {
+        let is_usable = |server: &SocketAddr| self.sockets.number_for(*server).is_some();
+        let usable: Vec<SocketAddr> = servers.into_iter().filter(is_usable).collect();
+        if usable.is_empty() {
+            log::warn!("{} has no address that can be reached from here", self.config.server);
+            self.connection.unresolved(now, (random_number() >> 48) as u16);
+            return Ok(());
+        }
+        if self.lookup.is_some() {
+            self.identity.remember(&self.config.server, &usable);
+        }
+        self.connection.resolved(now, usable);
+        self.follow_servers(host)
+    }
+
+    /// What is outside the tunnel, and whom the data plane listens to, follows the server's
+    /// addresses, before the first message goes there.
+    fn follow_servers(&mut self, host: &mut Host) -> Result<(), Error> {
+        let servers = self.connection.servers();
+        if self.config.kill_switch && !self.is_guarded {
+            host.route(&ClientPlan {
+                servers: servers.to_vec(),
+                excludes: self.config.excludes.clone(),
+                kill_switch: true,
+                ..ClientPlan::default()
+            })?;
+            self.is_guarded = true;
+        } else {
+            host.move_servers(servers)?;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// The server has a place for us.
+    pub(super) fn settle(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        new: Settled,
+        host: &mut Host,
+    ) -> Result<(), Error> {
+        self.counters.connections.increment();
+        self.counters.connected.set(1);
+        let before = self.settled.replace(new.clone());
+        let is_changed = self.set_device(&new)?;
+        if is_changed || before.as_ref().map(|before| before.server) != Some(new.server) {
+            self.publish();
+        }
+        if before.is_none() {
+            self.confirm_by = self.config.confirm.map(|time| now + time);
+        }
+        self.route(&new, host)?;
+        let addresses: Vec<String> =
+            self.device.addresses().iter().map(ToString::to_string).collect();
+        let (tun, server) = (&self.config.shared.tun, &self.config.server);
+        let addresses = addresses.join(" ");
+        log::info!("{tun}: connected to {server} at {source}, with {addresses}");
+        if is_changed {
+            self.run_up_hook();
+        }
+        Ok(())
+    }
+
+    /// Returns whether the addresses or the MTU are others than before.
+    fn set_device(&mut self, settled: &Settled) -> Result<bool, Error> {
+        let mtu = self.mtu(settled);
+        let addresses = self.addresses(settled);
+        let only_ipv4: Vec<Network> =
+            addresses.iter().filter(|it| it.address.is_ipv4()).copied().collect();
+        match self.device.set(&addresses, mtu) {
+            // Such as a host with IPv6 switched off.
+            Err(error) if !only_ipv4.is_empty() && only_ipv4 != addresses => {
+                log::warn!("going on without IPv6: {error}");
+                self.device.set(&only_ipv4, mtu)?;
+                Ok(true)
+            }
+            set => set,
+        }
+    }
+
+    fn addresses(&self, settled: &Settled) -> Vec<Network> {
+        let fixed = self.config.fixed;
+        let ipv4 = settled.ipv4.map(|ipv4| Network {
+            address: ipv4.address.into(),
+            length: fixed.ipv4.map_or(ipv4.prefix, |(_, length)| length),
+        });
+        let ipv6 = settled.ipv6.map(|ipv6| Network {
+            address: ipv6.address.into(),
+            length: fixed.ipv6.map_or(ipv6.prefix, |(_, length)| length),
+        });
+        ipv4.into_iter().chain(ipv6).collect()
+    }
+
+    /// What the server says, but no more than is asked for here, and than what this host's own way
+    /// to the server has room for.
+    fn mtu(&self, settled: &Settled) -> u16 {
+        let told = settled.mtu.min(self.config.shared.mtu.unwrap_or(u16::MAX));
+        let room = path_mtu(settled.server.ip())
+            .map_or(u16::MAX, |mtu| mtu_inside(mtu, settled.server.is_ipv4()));
+        told.min(room).max(MTU_MIN)
+    }
+
+    /// Brings the host in line with what we have been given, if it is not.
+    fn route(&mut self, settled: &Settled, host: &mut Host) -> Result<(), Error> {
+        let wanted = self.plan(settled);
+        if self.routed.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        if self.routed.take().is_some() {
+            host.undo_but_kill_switch()?;
+        }
+        host.route(&ClientPlan { servers: self.connection.servers().to_vec(), ..wanted.clone() })?;
+        self.routed = Some(wanted);
+        Ok(())
+    }
+
+    /// But for the servers, whose part follows them by itself.
+    fn plan(&self, settled: &Settled) -> ClientPlan {
+        let config = &self.config;
+        let dns = config.dns.iter().flat_map(|dns| match dns {
+            Dns::Server(server) => vec![*server],
+            Dns::Pushed => settled.dns.iter().collect(),
+        });
+        ClientPlan {
+            servers: Vec::new(),
+            routes: config.routes.clone(),
+            default_route: config.default_route,
+            excludes: config.excludes.clone(),
+            kill_switch: config.kill_switch,
+            dns: dns.collect(),
+            has_ipv6: self.device.addresses().iter().any(|it| it.address.is_ipv6()),
+        }
+    }
+
+    fn run_up_hook(&self) {
+        let Some(command) = self.config.shared.hooks.up.clone() else { return };
+        let facts = self.facts();
+        let is_sent = self.hooks.send(move || {
+            hooks::run_and_log(&command, &facts, hooks::UP_LIMIT);
+        });
+        if !is_sent {
+            log::warn!("the hook of --up is not run again: it is too slow");
+        }
+    }
+
+    /// What hooks are told.
+    pub(super) fn facts(&self) -> Vec<(&'static str, String)> {
+        let own = |is_ipv4: bool| {
+            let mut addresses = self.device.addresses().iter();
+            let found = addresses.find(|network| network.address.is_ipv4() == is_ipv4);
+            found.map_or_else(String::new, ToString::to_string)
+        };
+        let mut facts = vec![
+            ("TUN", self.config.shared.tun.clone()),
+            ("ADDRESS4", own(true)),
+            ("ADDRESS6", own(false)),
+            ("MTU", self.device.mtu().to_string()),
+        ];
+        if let Some(settled) = &self.settled {
+            let text =
+                |address: Option<IpAddr>| address.map_or_else(String::new, |it| it.to_string());
+            let dns: Vec<String> = settled.dns.iter().map(|it| it.to_string()).collect();
+            facts.extend([
+                ("SERVER4", text(settled.ipv4.map(|ipv4| ipv4.server.into()))),
+                ("SERVER6", text(settled.ipv6.map(|ipv6| ipv6.server.into()))),
+                ("ENDPOINT", settled.server.to_string()),
+                ("DNS", dns.join(" ")),
+            ]);
+        }
+        facts
+    }
+}
+
+/// The MTU of the way to the server, as far as this host knows it.
+fn path_mtu(server: IpAddr) -> Option<u16> {
+    let find = || -> io::Result<u32> {
+        let mut netlink = Netlink::open()?;
+        let path = netlink.path_to(server)?;
+        let link = netlink.link_by_index(path.device)?;
+        Ok(path.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)))
+    };
+    // A loopback device takes more than 16 bits can say.
+    find().ok().map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+}

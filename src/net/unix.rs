@@ -20,22 +20,28 @@ pub struct UnixDoor {
 
 impl UnixDoor {
     /// Listens at `path`, for our own user and, if given, for the group of that number. What a
-    /// process that was killed has left there is removed.
+    /// process that was killed has left there is replaced.
     ///
     /// Errors: `AddrInUse` when somebody listens there, or when it is no socket.
     pub fn open(path: &Path, group: Option<u32>) -> io::Result<UnixDoor> {
-        let address = SockAddr::unix(path)?;
         match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.file_type().is_socket() => {
                 let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-                match probe.connect(&address) {
-                    Ok(()) => return Err(io::ErrorKind::AddrInUse.into()),
-                    Err(_) => fs::remove_file(path)?,
+                if probe.connect(&SockAddr::unix(path)?).is_ok() {
+                    return Err(io::ErrorKind::AddrInUse.into());
                 }
             }
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
+        }
+        // Under another name until it listens: whoever sees the file can connect.
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".new");
+        let beside = PathBuf::from(beside);
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::UNIX, kind, None)?;
@@ -44,15 +50,15 @@ impl UnixDoor {
         let file = File::from(OwnedFd::from(socket));
         file.set_permissions(Permissions::from_mode(0o600))?;
         let socket = Socket::from(OwnedFd::from(file));
-        socket.bind(&address)?;
+        socket.bind(&SockAddr::unix(&beside)?)?;
         socket.listen(BACKLOG)?;
-        let listener = UnixListener::from_std(OwnedFd::from(socket).into());
-        let door = UnixDoor { listener, path: path.to_owned() };
         if let Some(group) = group {
-            chown(path, None, Some(group))?;
-            fs::set_permissions(path, Permissions::from_mode(0o660))?;
+            chown(&beside, None, Some(group))?;
+            fs::set_permissions(&beside, Permissions::from_mode(0o660))?;
         }
-        Ok(door)
+        fs::rename(&beside, path)?;
+        let listener = UnixListener::from_std(OwnedFd::from(socket).into());
+        Ok(UnixDoor { listener, path: path.to_owned() })
     }
 
     /// For a poll, and for accepting.

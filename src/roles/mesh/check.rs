@@ -37,7 +37,12 @@ pub const CHECK: Command = Command {
 };
 
 const CHECK_OPTIONS: &[Opt] = &[
-    Opt::value(&["--socket"], "FILE", Some("/run/udpferry/mesh.sock"), "The daemon's Unix socket."),
+    Opt::value(
+        &["--control-socket", "--socket"],
+        "FILE",
+        Some("/run/udpferry/mesh.sock"),
+        "The daemon's Unix socket.",
+    ),
     Opt::value(&["--timeout"], "TIME", Some("2"), "How long to wait for each remote."),
 ];
 
@@ -49,7 +54,7 @@ const LOOK: u8 = 20;
 
 /// Runs the check; returns the process's exit code.
 pub fn check(m: &Matches) -> Result<u8, Error> {
-    let path = m.path("--socket").unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let path = m.path("--control-socket").unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     let timeout = m.required("--timeout", duration)?.max(Duration::from_millis(1));
     let mut report = Report::begin(&format!("mesh daemon at {}", path.display()))?;
     let way = Way::Socket { path, timeout };

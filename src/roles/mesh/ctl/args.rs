@@ -66,7 +66,7 @@ const DAEMON: &[Opt] = &[
     ),
     Opt::value(&["-p", "--port"], "PORT", Some("5001"), "The daemon's UDP control port."),
     Opt::value(
-        &["--socket"],
+        &["--control-socket", "--socket"],
         "FILE",
         Some("/run/udpferry/mesh.sock"),
         "The daemon's Unix socket, used without -s.",
@@ -189,7 +189,7 @@ pub(super) fn plan(m: &Matches) -> Result<Plan, UsageError> {
     let port = m.required("--port", number(1, 65_535))?;
     let timeout = m.required("--timeout", duration)?.max(Duration::from_millis(1));
     let key = m.path("--key");
-    let socket = m.path("--socket").unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let socket = m.path("--control-socket").unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     let port = u16::try_from(port).unwrap_or(DEFAULT_CONTROL_PORT);
     let way = match server {
         Some(host) => Way::Datagrams { host, port, key, timeout },

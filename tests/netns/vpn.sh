@@ -449,8 +449,9 @@ restart() {
 # What leaves c by eth0 that is no tunnel datagram, ND or DHCP.
 leaks() {
 	: >"$work/leaks"
+	rm -f "$work/tcpdump.err"
 	ip netns exec "$lab-c" tcpdump -i eth0 -n -l -Q out \
-		'not (udp and (host 198.51.100.1 or host 2001:db8:2::1) and port 5555) and not arp and not icmp6' \
+		'not (udp and (host 198.51.100.1 or host 2001:db8:2::1) and port 5555) and not arp and not icmp6 and not ip6 multicast' \
 		>"$work/leaks" 2>"$work/tcpdump.err" &
 	tcpdump=$!
 	until_true 5 grep -q listening "$work/tcpdump.err"
@@ -465,6 +466,7 @@ no_leaks() {
 	}
 }
 seen_as() { # ADDRESS: whom i sees when c comes
+	rm -f "$work/tcpdump.err"
 	ip netns exec "$lab-i" timeout 5 tcpdump -i eth0 -n -l -c 1 icmp >"$work/seen" 2>"$work/tcpdump.err" &
 	local watcher=$!
 	until_true 5 grep -q listening "$work/tcpdump.err"

@@ -16,7 +16,8 @@ pub fn peers() -> Vec<IpAddr> {
         std::env::var("SSH_CONNECTION").ok().and_then(|text| text.split(' ').nth(3)?.parse().ok());
     let ports = [Some(SSH_PORT), own_session];
     let mut found = Vec::new();
-    for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
+    // Not by /proc/net, which a service may not see (ProcSubset=pid).
+    for file in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
         let table = fs::read_to_string(file).unwrap_or_default();
         found.extend(peers_in(&table, |port| ports.contains(&Some(port))));
     }

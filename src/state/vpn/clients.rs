@@ -233,6 +233,11 @@ impl Clients {
         self.next_expiry
     }
 
+    /// Who is at an endpoint.
+    pub fn at_endpoint(&self, endpoint: SocketAddr) -> Option<&Client> {
+        self.present.get(self.by_endpoint.get(&endpoint)?)
+    }
+
     /// Everybody, in the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = (Number, &Client)> {
         self.present.iter().map(|(number, client)| (*number, client))

@@ -142,7 +142,12 @@ impl Desk {
     /// A packet has come from an endpoint that nobody has, or with somebody else's inner source; the
     /// data plane has dropped it.
     pub(super) fn meet_stranger(&mut self, now: Instant, from: Contact, inner: IpAddr) {
-        if !self.settings.allows_bare || from.endpoint.port() == 0 {
+        let known = self.clients.at_endpoint(from.endpoint);
+        if known.is_some_and(|client| client.id.is_some()) || from.endpoint.port() == 0 {
+            // It knows its addresses. A host sends from others as well: IPv6's link-local one.
+            return;
+        }
+        if !self.settings.allows_bare {
             return self.ask_who(now, from);
         }
         let peers = &self.peers;

@@ -17,6 +17,7 @@ pub struct Daemon {
     pub service: Service,
     pub socket: PathBuf,
     pub scratch: Scratch,
+    metrics: SocketAddr,
 }
 
 impl Daemon {
@@ -32,7 +33,8 @@ impl Daemon {
         let shown = socket.to_str().unwrap().to_owned();
         all.push(&shown);
         all.extend_from_slice(args);
-        Daemon { service: Service::start(&all), socket, scratch }
+        let metrics = METRICS.parse().unwrap();
+        Daemon { service: Service::start(&all), socket, scratch, metrics }
     }
 
     /// Stops it, and starts another one on the same files.
@@ -76,7 +78,7 @@ impl Daemon {
     }
 
     pub fn metric(&self, name: &str) -> i64 {
-        let page = http_get(METRICS.parse().unwrap(), "/metrics");
+        let page = http_get(self.metrics, "/metrics");
         let line = page.lines().find(|line| line.split(' ').next() == Some(name));
         let line = line.unwrap_or_else(|| panic!("no metric {name} in\n{page}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()

@@ -12,6 +12,7 @@ pub mod host;
 pub mod listening;
 pub mod lookup;
 pub mod member_key;
+pub mod mesh;
 pub mod peer;
 pub mod pool;
 pub mod proof;
@@ -93,6 +94,14 @@ pub const ROLES: &[Role] = &[
         check: None,
         selftest: Some(peer::selftest),
         metrics: peer::metrics,
+    },
+    Role {
+        command: &mesh::COMMAND,
+        aliases: &["udpProxyServer"],
+        run: mesh::run,
+        check: Some((&mesh::CHECK, mesh::check)),
+        selftest: Some(mesh::selftest),
+        metrics: mesh::metrics,
     },
     Role {
         command: &vpn::SERVER_COMMAND,

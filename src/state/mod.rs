@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod contact;
 pub mod flow_table;
 pub mod link_choice;
+pub mod mesh;
 pub mod nat_detection;
 pub mod pairing;
 pub mod port_pool;

@@ -59,7 +59,7 @@ pub fn run_and_log(command: &str, facts: Facts<'_>, limit: Duration) {
         Ok(Outcome::Done) => {}
         Ok(Outcome::Failed(status)) => log::warn!("the hook {command:?} failed: {status}"),
         Ok(Outcome::Slow) => {
-            log::warn!("the hook {command:?} still runs after {limit:?}; not waiting for it")
+            log::warn!("the hook {command:?} still runs after {limit:?}; not waiting for it");
         }
         Err(error) => log::warn!("{error}"),
     }

@@ -1,4 +1,6 @@
 //! A daemon under test, and a controller of it that hides nothing.
+#![allow(unreachable_pub)] // As tests/support, which this belongs to.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 use crate::support::{PATIENCE, Scratch, Service, UDPFERRY, await_some, http_get};
 use serde_json::{Value, json};

@@ -100,7 +100,7 @@ pub const ROLES: &[Role] = &[
         aliases: &["udpProxyServer"],
         run: mesh::run,
         check: Some((&mesh::CHECK, mesh::check)),
-        selftest: Some(mesh::selftest),
+        selftest: None,
         metrics: mesh::metrics,
     },
     Role {

@@ -31,7 +31,6 @@ mod names;
 mod reports;
 mod requests;
 mod running;
-mod selftest;
 mod series;
 mod server;
 mod show;
@@ -41,7 +40,6 @@ mod tend;
 
 pub use args::COMMAND;
 pub use check::{CHECK, check};
-pub use selftest::selftest;
 
 use super::startup;
 use crate::cli::common::Common;

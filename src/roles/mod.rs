@@ -100,7 +100,7 @@ pub const ROLES: &[Role] = &[
         aliases: &["udpProxyServer"],
         run: mesh::run,
         check: Some((&mesh::CHECK, mesh::check)),
-        selftest: None,
+        selftest: Some(mesh::selftest),
         metrics: mesh::metrics,
     },
     Role {

@@ -31,6 +31,7 @@ mod names;
 mod reports;
 mod requests;
 mod running;
+mod selftest;
 mod series;
 mod server;
 mod show;
@@ -40,6 +41,7 @@ mod tend;
 
 pub use args::COMMAND;
 pub use check::{CHECK, check};
+pub use selftest::selftest;
 
 use super::startup;
 use crate::cli::common::Common;

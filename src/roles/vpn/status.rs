@@ -39,7 +39,7 @@ pub(super) struct Status {
     pub(super) facts: Vec<(&'static str, String)>,
     pub(super) peers: Vec<Peer>,
     /// What was dropped, by reason.
-    pub(super) drops: Vec<(&'static str, u64)>,
+    pub(super) drops: Vec<(String, u64)>,
 }
 
 impl Status {
@@ -83,7 +83,7 @@ impl Status {
     /// For programs: an object on one line.
     pub(super) fn json(&self) -> String {
         let facts = self.facts.iter().map(|(name, value)| (*name, quoted(value)));
-        let drops = self.drops.iter().map(|(reason, count)| (*reason, count.to_string()));
+        let drops = self.drops.iter().map(|(reason, count)| (reason.as_str(), count.to_string()));
         let peers: Vec<String> = self.peers.iter().map(Peer::json).collect();
         let mut members = vec![
             ("device", quoted(&self.device)),
@@ -104,8 +104,11 @@ pub(super) fn offloads(device: &TunDevice, sockets: &Sockets) -> String {
 }
 
 /// What was dropped of packets and, in the family `messages`, of control messages, by reason.
-pub(super) fn drops(registry: &Registry, messages: &str) -> Vec<(&'static str, u64)> {
-    [PACKETS_DROPPED, messages].iter().flat_map(|family| registry.counted(family)).collect()
+pub(super) fn drops(registry: &Registry, messages: &str) -> Vec<(String, u64)> {
+    let packets = registry.counted(PACKETS_DROPPED).into_iter();
+    let packets = packets.map(|(reason, count)| (reason.to_owned(), count));
+    let messages = registry.counted(messages).into_iter();
+    packets.chain(messages.map(|(reason, count)| (format!("message-{reason}"), count))).collect()
 }
 
 impl Peer {
@@ -206,7 +209,7 @@ mod tests {
                 bytes_out: 1_250_000,
                 ..Peer::default()
             }],
-            drops: vec![("no-route", 2), ("multicast", 7)],
+            drops: vec![("no-route".into(), 2), ("multicast".into(), 7)],
         }
     }
 

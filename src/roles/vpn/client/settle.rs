@@ -12,8 +12,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
-/// A smaller MTU is no network's (RFC 791: every host takes as much).
-const MTU_MIN: u16 = 576;
+/// Smaller MTUs are no network's (RFC 791, RFC 8200): where the way has less room, datagrams are
+/// sent in fragments.
+const MTU_MIN_IPV4: u16 = 576;
+const MTU_MIN_IPV6: u16 = 1280;
 
 /// What the server has given us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +155,7 @@ impl Client {
         let told = settled.mtu.min(self.config.shared.mtu.unwrap_or(u16::MAX));
         let room = path_mtu(settled.server.ip())
             .map_or(u16::MAX, |mtu| mtu_inside(mtu, settled.server.is_ipv4()));
-        told.min(room).max(MTU_MIN)
+        told.min(room.max(if settled.ipv6.is_some() { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 }))
     }
 
     /// Brings the host in line with what we have been given, if it is not.

@@ -25,6 +25,7 @@ ROLES = {
     "rendezvous": {
         "forward": "forwarded port, W=1 64 B, one core",
         "forward-bulk": "forwarded port, W=64 1200 B",
+        "chat": "chat, a line there and back",
         "256x1": "256 ports W=1",
         "64x16": "64 ports W=16",
     },
@@ -252,6 +253,8 @@ def rendezvous_bar(rows):
     points = []
     cpu = {(row["workload"], row["path"]): row["server_cpu_us_per_rt"] for row in rows}
     for row in rows:
+        if row["workload"] == "chat":
+            continue
         if row["path"] == "udpferry peer":
             points.append(
                 {

@@ -8,6 +8,7 @@ use udpferry::cli::flags::{self, Parsed, UsageError};
 use udpferry::cli::help;
 use udpferry::cli::table::{Command, Opt};
 use udpferry::error::Error;
+use udpferry::roles::mesh::ctl;
 use udpferry::roles::peer::key_commands;
 use udpferry::roles::{self, Program, ROLES, Role, vpn};
 use udpferry::runtime::daemon;
@@ -20,16 +21,29 @@ const VARIABLE_PREFIX: &str = "UDPFERRY_";
 const OTHERS: &[(&Command, Program)] = &[
     (&key_commands::KEYGEN, key_commands::keygen),
     (&key_commands::PUBKEY, key_commands::pubkey),
+    (&ctl::COMMAND, ctl::run),
     (&vpn::STATUS, vpn::status),
     (&vpn::CONFIRM, vpn::confirm),
     (&vpn::DOWN, vpn::down),
     (&roles::SELFTEST, roles::selftest),
 ];
 
+/// Names of symlinks to the binary that start commands that are no role's.
+const OTHER_ALIASES: &[(&str, &Command)] = &[("udpProxyServerControl", &ctl::COMMAND)];
+
+/// What a symlink's name says that an option must say otherwise: whoever calls the daemon by its old
+/// name knows what it did.
+const IMPLIED: &[(&str, &str)] = &[("udpProxyServer", "--plaintext")];
+
 /// Runs the program called `name` with `args`; returns the process's exit code.
 pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
     if let Some(role) = ROLES.iter().find(|role| role.aliases.contains(&name)) {
-        return run_role(role, args);
+        return run_role(role, with_implied(name, args));
+    }
+    if let Some((_, command)) = OTHER_ALIASES.iter().find(|(alias, _)| *alias == name) {
+        if let Some((command, program)) = OTHERS.iter().find(|row| row.0.name == command.name) {
+            return run_command(command, args, *program);
+        }
     }
     let mut args = args.into_iter();
     let Some(word) = args.next() else {
@@ -76,6 +90,16 @@ pub(crate) fn run(name: &str, args: Vec<OsString>) -> Result<u8, Error> {
 fn run_role(role: &'static Role, args: Vec<OsString>) -> Result<u8, Error> {
     refuse_unknown_variables()?;
     run_command(role.command, args, role.run)
+}
+
+fn with_implied(name: &str, mut args: Vec<OsString>) -> Vec<OsString> {
+    let implied = IMPLIED.iter().filter(|(alias, _)| *alias == name);
+    for (_, option) in implied {
+        if !args.iter().any(|arg| arg == option) {
+            args.insert(0, (*option).into());
+        }
+    }
+    args
 }
 
 fn check(args: Vec<OsString>) -> Result<u8, Error> {
@@ -126,10 +150,11 @@ fn command_named(words: &[OsString]) -> Result<&'static Command, Error> {
 fn completions(args: &[OsString]) -> Result<u8, Error> {
     match args {
         [shell] if shell == "bash" => {
-            let aliases: Vec<(&str, &str)> = ROLES
+            let aliases = ROLES
                 .iter()
-                .flat_map(|role| role.aliases.iter().map(|alias| (*alias, role.command.name)))
-                .collect();
+                .flat_map(|role| role.aliases.iter().map(|alias| (*alias, role.command.name)));
+            let others = OTHER_ALIASES.iter().map(|(alias, command)| (*alias, command.name));
+            let aliases: Vec<(&str, &str)> = aliases.chain(others).collect();
             say(&help::bash_completions(&all_commands(), &aliases))
         }
         [] => Err(unexpected("", "completions bash")),

@@ -371,11 +371,11 @@ fn strangers_and_control_are_reported() {
     let stranger = StdUdpSocket::bind("127.0.0.1:0").unwrap();
     stranger.send_to(&packet(FAR, 9, 1, b"hello"), bench.address).unwrap();
     match bench.next_report() {
-        Report::Stranger { socket, source, destination, inner_source, packet: reported } => {
+        Report::Stranger { socket, source, destination, inner_source, packet: carried } => {
+            assert_eq!(*carried, packet(FAR, 9, 1, b"hello"));
             assert_eq!((socket, source), (SOCKET, stranger.local_addr().unwrap()));
             assert_eq!(destination, Some(bench.address.ip()));
             assert_eq!(inner_source, FAR.parse::<std::net::IpAddr>().unwrap());
-            assert_eq!(*reported, packet(FAR, 9, 1, b"hello"));
         }
         report => panic!("{report:?}"),
     }

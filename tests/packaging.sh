@@ -30,7 +30,7 @@ chmod 755 "$scratch"
 mkdir -m 1777 "$scratch/tmp" "$scratch/log"
 export TMPDIR=$scratch/tmp
 services='udpferry-udpgw udpferry-pool-server udpferry-pool-client udpferry-rendezvous udpferry-peer'
-services="$services udpferry-vpn-server udpferry-vpn-client"
+services="$services udpferry-vpn-server udpferry-vpn-client udpferry-mesh"
 # The one whose installation and life are tested in every detail.
 service=udpferry-udpgw
 pids=()
@@ -98,7 +98,7 @@ install() {
 }
 # What an installation that forgot its --root would have made or changed.
 outside() {
-	ls -ld --time-style=full-iso /usr/bin/*udpgw /usr/bin/uotp-* /usr/bin/udpferry /var/lib/udpferry /etc/*/udpferry* \
+	ls -ld --time-style=full-iso /usr/bin/*udpgw /usr/bin/uotp-* /usr/bin/udpProxy* /usr/bin/udpferry /var/lib/udpferry /etc/*/udpferry* \
 		/usr/lib/systemd/system/udpferry* /usr/lib/sysctl.d/*udpferry* /usr/share/man/man*/udpferry* \
 		/usr/share/bash-completion/completions/udpferry* 2>&1
 }
@@ -116,7 +116,7 @@ installer_tests() {
 	check "$shell install: the binary is whole" cmp "$binary" "$root/usr/bin/udpferry"
 	check "$shell install: badvpn-udpgw runs the binary" equal "$(readlink "$root/usr/bin/badvpn-udpgw")" udpferry
 	check "$shell install: udpgw runs the binary" equal "$(readlink "$root/usr/bin/udpgw")" udpferry
-	for name in uotp-server uotp-client; do
+	for name in uotp-server uotp-client udpProxyServer udpProxyServerControl; do
 		check "$shell install: $name runs the binary" equal "$(readlink "$root/usr/bin/$name")" udpferry
 	done
 	for name in $services; do
@@ -124,6 +124,7 @@ installer_tests() {
 		check "$shell install: configuration of $name" cmp "$repo/packaging/sysconfig/$name" "$root/etc/default/$name"
 		check "$shell install: init script of $name without systemd" test -x "$root/etc/init.d/$name"
 	done
+	check "$shell install: man page of meshctl" test -s "$root/usr/share/man/man8/udpferry-meshctl.8"
 	check "$shell install: completions" bash -n "$root/usr/share/bash-completion/completions/udpferry"
 	check "$shell install: sysctl file" test -s "$root/usr/lib/sysctl.d/60-udpferry.conf"
 	check "$shell install: no units without systemd" not test -e "$root/usr/lib/systemd"
@@ -172,7 +173,7 @@ installer_tests() {
 		check "$shell install: unit of $name" test -s "$root/usr/lib/systemd/system/$name.service"
 	done
 	check "$shell install: socket unit" test -s "$root/usr/lib/systemd/system/$service.socket"
-	for name in udpferry-udpgw udpferry-pool-server udpferry-rendezvous udpferry-vpn-server; do
+	for name in udpferry-udpgw udpferry-pool-server udpferry-rendezvous udpferry-vpn-server udpferry-mesh; do
 		check "$shell install: firewalld file $name" test -s "$root/usr/lib/firewalld/services/$name.xml"
 	done
 	check "$shell install: configuration in sysconfig" test -s "$root/etc/sysconfig/$service"
@@ -202,7 +203,7 @@ installer_tests() {
 	check "$shell install: unknown argument exits 2" equal "$code" 2
 	install --root "$root" --enable=frobnicate
 	check "$shell install: unknown service exits 2" equal "$code" 2
-	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client rendezvous peer vpn-server vpn-client"
+	check "$shell install: and names those that are" contains "$said" "udpgw pool-server pool-client rendezvous peer vpn-server vpn-client mesh"
 	install --root "$root" --enable
 	check "$shell install: --enable in a scratch root exits 2" equal "$code" 2
 	CARGO_TARGET_DIR=$scratch/none install --root "$root"
@@ -483,6 +484,43 @@ vpn_init_tests() { # the server, with a device of its own where that may be
 	service=udpferry-udpgw
 	rm -rf "$root" "$scratch"/log/*
 }
+mesh_init_tests() {
+	local pid pidfile=$scratch/udpferry-mesh.pid log=$scratch/log/mesh.log run=$scratch/mesh-run
+	service=udpferry-mesh
+	root=$scratch/init-mesh-$shell
+	config=$scratch/mesh.conf
+	mkdir -p "$root" "$run"
+	install --root "$root" --binary "$binary" --sysv
+	check "$shell init: the shipped configuration of $service is valid" "$shell" -n "$root/etc/default/$service"
+	configure "$config" "$pidfile" "UDPFERRY_LOG_FILE='$log'"
+	expect start 6 "start of $service without --plaintext"
+	check "$shell init: the message says what is missing" contains "$said" --plaintext
+	if [ "$(id -u)" != 0 ] || [ ! -c /dev/net/tun ]; then
+		skip "$service runs" "no root, or no /dev/net/tun"
+	else
+		configure "$config" "$pidfile" 'UDPFERRY_PLAINTEXT="1"' 'UDPFERRY_DATA_PORT="27950"' 'UDPFERRY_CONTROL_PORT="0"' \
+			'UDPFERRY_DATA_ADDR="127.0.0.1"' "UDPFERRY_CONTROL_SOCKET='$run/mesh.sock'" \
+			"UDPFERRY_STATE_FILE='$run/mesh.json'" "UDPFERRY_LOG_FILE='$log'"
+		expect start 0 "start of $service"
+		pid=$(head -n 1 "$pidfile")
+		check "$shell init: $service runs its role" contains "$(tr '\0' ' ' <"/proc/$pid/cmdline")" "udpferry mesh "
+		check "$shell init: $service takes commands" "$root/usr/bin/udpferry" meshctl --control-socket "$run/mesh.sock" \
+			add "ufm$$" -t 192.0.2.225/28 -r 127.0.0.2
+		check "$shell init: $service has its device" test -e "/sys/class/net/ufm$$"
+		expect status 0 "status of $service"
+		expect restart 0 "restart of $service"
+		check "$shell init: $service has it again" test -e "/sys/class/net/ufm$$"
+		pid=$(head -n 1 "$pidfile")
+		mv "$log" "$log.1"
+		expect reload 0
+		check "$shell init: $service reopens the log file" eventually test -e "$log"
+		expect stop 0 "stop of $service"
+		check "$shell init: $service has ended" eventually not alive "$pid"
+		check "$shell init: and taken its device along" eventually not test -e "/sys/class/net/ufm$$"
+	fi
+	service=udpferry-udpgw
+	rm -rf "$root" "$run" "$scratch"/log/*
+}
 pool_configure() { # PIDFILE LINE...
 	configure "$config" "$@" 'UDPFERRY_BIND_ADDRESS="127.0.0.1"' 'UDPFERRY_BIND_PORT="0"' \
 		'UDPFERRY_NO_TLS="1"' "UDPFERRY_LOG_FILE='$scratch/log/pool.log'"
@@ -576,6 +614,7 @@ for shell in dash bash; do
 	rendezvous_init_tests
 	peer_init_tests
 	vpn_init_tests
+	mesh_init_tests
 done
 unit_tests
 config_tests

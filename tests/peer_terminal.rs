@@ -5,16 +5,22 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::unistd::Pid;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
-use support::{PATIENCE, UDPFERRY, await_some, free_port, http_get};
+use support::{
+    PATIENCE, UDPFERRY, await_some, free_port, http_get, recv, recv_from, takes_less_than,
+};
 
 /// A member, its server and its partner.
 struct Chat {
@@ -63,7 +69,7 @@ impl Chat {
 
     /// Brings the two together.
     fn meet(&mut self) {
-        let (_, member) = self.server.recv_from(&mut [0; 16]).unwrap();
+        let (_, member) = recv_from(&self.server, &mut [0; 16]).unwrap();
         let partner = self.partner.local_addr().unwrap().to_string();
         self.server.send_to(partner.as_bytes(), member).unwrap();
         self.partner.send_to(b"PING", member).unwrap();
@@ -80,7 +86,7 @@ impl Chat {
         let begin = Instant::now();
         loop {
             assert!(begin.elapsed() < PATIENCE, "nothing is said");
-            let len = self.partner.recv(&mut bytes).expect("nothing is said");
+            let len = recv(&self.partner, &mut bytes).expect("nothing is said");
             if bytes[..len] != *b"PING" {
                 return String::from_utf8(bytes[..len].to_vec()).unwrap();
             }
@@ -107,19 +113,34 @@ impl Chat {
 
 /// A terminal: its screen's text arrives in pieces, so that it never blocks.
 struct Tty {
-    keys: std::fs::File,
+    keys: File,
     screen: Receiver<Vec<u8>>,
-    slave: std::os::fd::OwnedFd,
+    slave: File,
+}
+
+fn resize(terminal: &File, columns: u16) {
+    let size = ["rows", "24", "cols", &columns.to_string()];
+    let input = Stdio::from(terminal.try_clone().unwrap());
+    assert!(Command::new("stty").args(size).stdin(input).status().unwrap().success());
 }
 
 fn on_a_terminal() -> (Chat, Tty) {
-    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-    let OpenptyResult { master, slave } = openpty(Some(&size), None).unwrap();
+    // Not openpty(3): its ends would be open in every process that another test starts meanwhile.
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(ptsname_r(&master).unwrap())
+        .unwrap();
+    resize(&slave, 80);
     let chat = Chat::start(|command| {
         let end = || Stdio::from(slave.try_clone().unwrap());
         command.stdin(end()).stdout(end()).stderr(end());
     });
-    let keys = std::fs::File::from(master);
+    let keys = File::from(OwnedFd::from(master));
     let mut output = keys.try_clone().unwrap();
     let (pieces, screen) = channel();
     std::thread::spawn(move || {
@@ -193,6 +214,76 @@ fn what_arrives_leaves_the_line_that_is_typed() {
 }
 
 #[test]
+fn keys_that_come_in_pieces_are_keys() {
+    let (mut chat, mut tty) = on_a_terminal();
+    chat.meet();
+    tty.await_text("connected");
+    // Each byte by itself, as far as the terminal keeps them apart: characters, arrows, Alt.
+    for byte in "gr\u{fc}ße, \u{4e16}\u{1b}[D\u{1b}[1;5Dx\u{1b}OF\u{1b}\u{e4}!\r".as_bytes() {
+        tty.keys.write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(chat.hear(), "gr\u{fc}ße,x \u{4e16}\u{e4}!");
+}
+
+#[test]
+fn many_arrivals_leave_the_line_that_is_typed() {
+    let (mut chat, mut tty) = on_a_terminal();
+    chat.meet();
+    tty.await_text("connected");
+    let half: Vec<char> = "abcdefghijklmnopqrst".chars().collect();
+    for (number, letter) in half.iter().enumerate() {
+        for line in 0..10 {
+            chat.say(&format!("{number} {line}"));
+        }
+        tty.type_in(&letter.to_string());
+        chat.await_metric(&format!("udpferry_peer_lines_received_total {}", 10 * (number + 1)));
+    }
+    let typed: String = half.iter().collect();
+    tty.await_text(&format!("\r\u{1b}[K> {typed}\r\u{1b}[22C"));
+    tty.type_in("\r");
+    assert_eq!(chat.hear(), typed);
+}
+
+#[test]
+fn a_window_of_another_size_is_drawn_anew() {
+    let (chat, mut tty) = on_a_terminal();
+    tty.type_in("0123456789abcdefghij");
+    tty.await_text("> 0123456789abcdefghij\r\u{1b}[22C");
+    resize(&tty.slave, 13);
+    // The kernel tells the terminal's own processes; this one has none.
+    let pid = Pid::from_raw(i32::try_from(chat.child.id()).unwrap());
+    kill(pid, Signal::SIGWINCH).unwrap();
+    tty.await_text("\r\u{1b}[K> abcdefghij\r\u{1b}[12C");
+}
+
+#[test]
+fn a_terminal_is_left_as_it_was_however_often_it_is_asked() {
+    for _ in 0..5 {
+        let (mut chat, mut tty) = on_a_terminal();
+        // More than the terminal shows while nobody reads it would keep the member for a second.
+        tty.type_in("half a line");
+        let pid = Pid::from_raw(i32::try_from(chat.child.id()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        // As soon as the first one has been heard.
+        await_some(|| tty.is_as_a_shell_wants_it().then_some(())).expect("it stays raw");
+        let _ = kill(pid, Signal::SIGTERM);
+        chat.wait();
+        assert!(tty.is_as_a_shell_wants_it());
+    }
+}
+
+#[test]
+fn a_terminal_that_hangs_up_ends_the_member() {
+    let (mut chat, tty) = on_a_terminal();
+    chat.meet();
+    tty.await_text("connected");
+    // With what it reads next the reader of the screen closes the other end, too.
+    drop(tty);
+    chat.say("anybody?");
+    assert!(chat.wait().success());
+}
+
+#[test]
 fn who_waits_for_somebody_may_leave() {
     for keys in ["hello\r/quit\r", "\u{4}", "\u{3}"] {
         let (mut chat, mut tty) = on_a_terminal();
@@ -230,6 +321,10 @@ fn a_pipe_waits_for_somebody_and_ends_when_all_is_said() {
 
 #[test]
 fn an_output_that_nobody_reads_stops_nothing() {
+    takes_less_than(Duration::from_millis(250), stop_of_one_that_nobody_reads);
+}
+
+fn stop_of_one_that_nobody_reads() -> Duration {
     let mut chat = Chat::in_pipes();
     chat.meet();
     // A pipe's 64 KiB, the queue's 256 lines, and more.
@@ -249,7 +344,7 @@ fn an_output_that_nobody_reads_stops_nothing() {
     await_some(dropped).expect("no line was dropped");
     let (status, took) = chat.stop();
     assert!(status.success());
-    assert!(took < Duration::from_millis(250), "{took:?}");
+    took
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)] // A program, not a library.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Printing figures is what it is for.
 
+mod chat;
 mod clock;
 mod direct;
 mod echo;
@@ -43,6 +44,9 @@ load flood --sink ADDR --to ADDR [--payload BYTES] [--seconds S]
     Sends to ADDR as fast as it can, and counts what arrives at the sink. Prints JSON.
 load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--server-pids PID,PID]
     Keeps N STUN Binding requests in flight from each of N ports, verifies each answer, prints JSON.
+load chat [--near COMMAND --far COMMAND] [--seconds S] [--warm-up S]
+    Carries lines into one program, out of the other, and back, one at a time. Prints JSON. Without
+    programs: through cat on both sides.
 load idle ADDR N --echo ADDR
     Opens N udpgw clients, carries one datagram through each, prints `ready`, and holds them until
     stdin ends.
@@ -137,6 +141,16 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             stun::run(&workload)
         }
+        "chat" => {
+            let workload = chat::Workload {
+                near: args.opt_value_from_str("--near")?,
+                far: args.opt_value_from_str("--far")?,
+                warm_up: seconds(or(&mut args, "--warm-up", 0.5)?)?,
+                duration: seconds(or(&mut args, "--seconds", 3.0)?)?,
+            };
+            nothing_left(args)?;
+            chat::run(&workload)
+        }
         "idle" => {
             let echo = args.value_from_str("--echo")?;
             let gateway: SocketAddr = args.free_from_str()?;
@@ -144,7 +158,9 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             idle::run(gateway, echo, clients)
         }
-        other => Err(Failure::Usage(format!("no tool {other}: echo, load, flood, stun or idle"))),
+        other => {
+            Err(Failure::Usage(format!("no tool {other}: echo, load, flood, stun, chat or idle")))
+        }
     }
 }
 

@@ -102,10 +102,11 @@ fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
     for packet in packets {
         let mut packet = packet.clone();
         let is_ipv4 = packet[0] >> 4 == 4;
-        let key = if is_ipv4 { packet[9..20].to_vec() } else { packet[6..40].to_vec() };
+        let (protocol, addresses) =
+            if is_ipv4 { (packet[9], &packet[12..20]) } else { (packet[6], &packet[8..40]) };
         let transport = if is_ipv4 { usize::from(packet[0] & 15) * 4 } else { 40 };
         let ports = packet.get(transport..transport + 4).unwrap_or_default();
-        let key = [&key[..1], &key[3..], ports].concat();
+        let key = [&[protocol][..], addresses, ports].concat();
         if is_ipv4 && packet[6] & 0x40 != 0 {
             packet[4..6].fill(0);
             packet[10..12].fill(0);

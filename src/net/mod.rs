@@ -13,3 +13,4 @@ pub mod tls;
 pub mod tls_failure;
 pub mod tun;
 pub mod udp;
+pub mod unix;

@@ -3,7 +3,7 @@
 use super::sys::mmsg::receive::ReceiveQueue;
 use super::sys::mmsg::send::{SendBatch, SendQueue};
 use super::sys::sockopt;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -56,6 +56,20 @@ impl UdpSocket {
     pub fn bind_with_destinations(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
         let socket = make(local, buffers)?;
         sockopt::report_destinations(&socket, local.is_ipv6())?;
+        UdpSocket::bind_made(socket, local)
+    }
+
+    /// The same, for datagrams of this host's own programs, to whichever of its addresses: what has
+    /// not come over a loopback device is dropped by the kernel, and counts among its drops.
+    ///
+    /// Binding the socket to the device instead would refuse those to other addresses than 127.0.0.1:
+    /// the kernel has them arrive on the interface that has the address (`orig_oif` in
+    /// ip_route_output_key_hash_rcu(), net/ipv4/route.c; `IP6CB(skb)->iif` in ip6_rcv_core()).
+    pub fn bind_for_this_host(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
+        let socket = make(local, buffers)?;
+        sockopt::report_destinations(&socket, local.is_ipv6())?;
+        // Before the socket has a port: nothing gets in earlier.
+        socket.attach_filter(&over_loopback())?;
         UdpSocket::bind_made(socket, local)
     }
 
@@ -164,6 +178,21 @@ fn set_buffers(socket: &Socket, buffers: Buffers) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes what a device of type `ARPHRD_LOOPBACK` has delivered, and nothing else (linux/filter.h).
+fn over_loopback() -> [SockFilter; 4] {
+    // BPF_LD | BPF_W | BPF_ABS of SKF_AD_OFF + SKF_AD_HATYPE; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K.
+    const LOAD_WORD: u16 = 0x20;
+    const DEVICE_TYPE: u32 = 0xffff_f000 + 28;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    [
+        SockFilter::new(LOAD_WORD, 0, 0, DEVICE_TYPE),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, libc::ARPHRD_LOOPBACK.into()),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
 }
 
 impl AsFd for UdpSocket {

@@ -1,5 +1,6 @@
 //! The programs, and the table that names them.
 
+pub mod connect;
 pub mod control;
 pub mod cookie;
 pub mod data_plane;
@@ -10,7 +11,8 @@ pub mod framed;
 pub mod host;
 pub mod listening;
 pub mod lookup;
-pub mod member_id;
+pub mod member_key;
+pub mod mesh;
 pub mod peer;
 pub mod pool;
 pub mod proof;
@@ -92,6 +94,14 @@ pub const ROLES: &[Role] = &[
         check: None,
         selftest: Some(peer::selftest),
         metrics: peer::metrics,
+    },
+    Role {
+        command: &mesh::COMMAND,
+        aliases: &["udpProxyServer"],
+        run: mesh::run,
+        check: Some((&mesh::CHECK, mesh::check)),
+        selftest: Some(mesh::selftest),
+        metrics: mesh::metrics,
     },
     Role {
         command: &vpn::SERVER_COMMAND,

@@ -5,7 +5,7 @@ use crate::cli::common::INFORMATION;
 use crate::cli::flags::Matches;
 use crate::cli::table::Command;
 use crate::error::Error;
-use crate::runtime::clock;
+use crate::runtime::{clock, signals};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::UdpSocket;
@@ -158,7 +158,7 @@ impl Service {
             }
         }
         process.env("NOTIFY_SOCKET", path);
-        let child = process.spawn().map_err(failed("cannot start the role"))?;
+        let child = signals::start(process).map_err(failed("cannot start the role"))?;
         let mut service = Service { child };
         let mut message = [0; 256];
         let deadline = clock::now() + PATIENCE;

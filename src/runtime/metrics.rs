@@ -4,7 +4,7 @@
 //! [`Arc`] of each counter and add to it without a lock; only the thread that answers the scrape
 //! holds the [`Registry`].
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -125,21 +125,35 @@ struct Family {
 
 impl Family {
     fn write_series_name(&self, series: &Series, out: &mut String) {
-        out.push_str(self.name);
-        if let Some((key, value)) = series.label {
-            out.push('{');
-            out.push_str(key);
-            out.push_str("=\"");
-            escape(value, true, out);
-            out.push_str("\"}");
+        match series.label {
+            Some(label) => write_labelled(self.name, label, out),
+            None => out.push_str(self.name),
         }
     }
 }
 
-/// All counters and gauges of a process, in the order in which they were registered.
+/// Puts a series of a live family: its label's value, and its own.
+pub type Put<'a> = dyn FnMut(&str, u64) + 'a;
+
+/// A family whose series come and go while the process runs.
+struct LiveFamily {
+    info: FamilyInfo,
+    label_key: &'static str,
+    read: Box<dyn Fn(&mut Put<'_>)>,
+}
+
+impl fmt::Debug for LiveFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveFamily").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// All counters and gauges of a process, in the order in which they were registered; live families
+/// behind the others.
 #[derive(Debug, Default)]
 pub struct Registry {
     families: Vec<Family>,
+    live: Vec<LiveFamily>,
 }
 
 impl Registry {
@@ -177,25 +191,41 @@ impl Registry {
         }
     }
 
+    /// A family with a series for each thing of a kind that there is, by the label `label_key`:
+    /// `read` is asked at each scrape. [`Registry::summary`] leaves it out.
+    pub fn live(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        kind: Kind,
+        label_key: &'static str,
+        read: impl Fn(&mut Put<'_>) + 'static,
+    ) {
+        debug_assert!(is_name(name) && is_name(label_key), "{name:?} or its label is not [a-z_]+");
+        let info = FamilyInfo { name, kind, help, labels: Vec::new() };
+        self.live.push(LiveFamily { info, label_key, read: Box::new(read) });
+    }
+
     /// The exposition: HELP and TYPE once for each family, then its series.
     pub fn render(&self) -> String {
         let mut out = String::with_capacity(self.families.len() * 160);
         for family in &self.families {
-            out.push_str("# HELP ");
-            out.push_str(family.name);
-            out.push(' ');
-            escape(family.help, false, &mut out);
-            out.push_str("\n# TYPE ");
-            out.push_str(family.name);
-            out.push(' ');
-            out.push_str(family.kind.as_str());
-            out.push('\n');
+            write_head(family.name, family.kind, family.help, &mut out);
             for series in &family.series {
                 family.write_series_name(series, &mut out);
                 out.push(' ');
                 out.push_str(&series.value.print().0);
                 out.push('\n');
             }
+        }
+        for family in &self.live {
+            let FamilyInfo { name, kind, help, .. } = family.info;
+            write_head(name, kind, help, &mut out);
+            (family.read)(&mut |label, value| {
+                write_labelled(name, (family.label_key, label), &mut out);
+                // Writing to a String cannot fail.
+                let _ = writeln!(out, " {value}");
+            });
         }
         out
     }
@@ -237,12 +267,13 @@ impl Registry {
 
     /// Every family, in the order of registration.
     pub fn families(&self) -> impl Iterator<Item = FamilyInfo> + '_ {
-        self.families.iter().map(|family| FamilyInfo {
+        let families = self.families.iter().map(|family| FamilyInfo {
             name: family.name,
             kind: family.kind,
             help: family.help,
             labels: family.series.iter().filter_map(|series| series.label).collect(),
-        })
+        });
+        families.chain(self.live.iter().map(|family| family.info.clone()))
     }
 
     fn any_counter(
@@ -289,6 +320,27 @@ impl Registry {
         });
         family.series.get(series_index).map(|series| &series.value)
     }
+}
+
+fn write_head(name: &str, kind: Kind, help: &str, out: &mut String) {
+    out.push_str("# HELP ");
+    out.push_str(name);
+    out.push(' ');
+    escape(help, false, out);
+    out.push_str("\n# TYPE ");
+    out.push_str(name);
+    out.push(' ');
+    out.push_str(kind.as_str());
+    out.push('\n');
+}
+
+fn write_labelled(name: &str, (key, value): (&str, &str), out: &mut String) {
+    out.push_str(name);
+    out.push('{');
+    out.push_str(key);
+    out.push_str("=\"");
+    escape(value, true, out);
+    out.push_str("\"}");
 }
 
 fn is_name(name: &str) -> bool {

@@ -3,9 +3,10 @@
 use mio::event::Source;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use nix::sys::signal::{SigSet, Signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGWINCH};
 use std::io::{self, Read};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +19,19 @@ const IMPATIENT_EXIT: i32 = 1;
 pub fn requests() -> SigSet {
     use Signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
     [SIGTERM, SIGINT, SIGHUP, SIGUSR1].into_iter().collect()
+}
+
+/// From now on a byte is written to `wake` whenever the terminal's window changes its size.
+pub fn tell_resizes(wake: std::os::unix::net::UnixStream) -> io::Result<()> {
+    signal_hook::low_level::pipe::register(SIGWINCH, wake).map(drop)
+}
+
+/// Starts a program that takes these signals as any other does: it inherits what its parent's thread blocks.
+pub fn start(command: &mut Command) -> io::Result<Child> {
+    let mask = requests().thread_swap_mask(SigmaskHow::SIG_UNBLOCK)?;
+    let child = command.spawn();
+    mask.thread_set_mask()?;
+    child
 }
 
 /// What the operator asked for.

@@ -81,6 +81,21 @@ impl Prefix {
         Some(Self { network, length })
     }
 
+    /// The first address of the block.
+    pub fn network(&self) -> IpAddr {
+        self.network
+    }
+
+    /// How many leading bits count.
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// Whether the blocks have an address in common: one of them then lies in the other.
+    pub fn overlaps(&self, other: &Prefix) -> bool {
+        self.contains(other.network) || other.contains(self.network)
+    }
+
     /// Whether `address` lies in the block. IPv4 and IPv6 never contain each other: ask for the
     /// IPv4 form of an IPv4-mapped address.
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -318,6 +333,18 @@ mod tests {
         assert_eq!(prefix("ffff::1/0").to_string(), "::/0");
         assert_eq!(Prefix::new(Ipv4Addr::LOCALHOST.into(), 33), None);
         assert_eq!(Prefix::new(Ipv6Addr::LOCALHOST.into(), 129), None);
+    }
+
+    #[test]
+    fn blocks_overlap_when_one_lies_in_the_other() {
+        let block = prefix("10.0.1.0/30");
+        assert_eq!((block.network().to_string().as_str(), block.length()), ("10.0.1.0", 30));
+        for other in ["10.0.1.0/30", "10.0.1.2/32", "10.0.0.0/8", "0.0.0.0/0"] {
+            assert!(block.overlaps(&prefix(other)) && prefix(other).overlaps(&block), "{other}");
+        }
+        for other in ["10.0.1.4/30", "10.0.0.0/24", "::/0"] {
+            assert!(!block.overlaps(&prefix(other)) && !prefix(other).overlaps(&block), "{other}");
+        }
     }
 
     #[test]

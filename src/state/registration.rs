@@ -2,7 +2,7 @@
 //! enters the room, stays in it, and starts again when the server does not know it any more.
 
 use super::backoff::Backoff;
-use crate::wire::rendezvous::Cookie;
+use crate::wire::rendezvous::Pass;
 use std::time::{Duration, Instant};
 
 /// An unanswered request is repeated after so long, then after twice as long each time. RFC 8489
@@ -27,8 +27,8 @@ pub enum Step {
     Register {
         /// Its number.
         tx: u64,
-        /// The cookie to show.
-        cookie: Cookie,
+        /// What it takes.
+        pass: Pass,
         /// The round trip to the server as measured last, in milliseconds.
         rtt_ms: u16,
     },
@@ -43,7 +43,7 @@ struct Asked {
 /// A registration over one socket.
 #[derive(Debug)]
 pub struct Registration {
-    cookie: Option<Cookie>,
+    pass: Option<Pass>,
     /// The last request, until it is answered.
     asked: Option<Asked>,
     unanswered: u32,
@@ -57,7 +57,7 @@ impl Registration {
     /// Outside, and asking at once.
     pub fn new(now: Instant) -> Registration {
         Registration {
-            cookie: None,
+            pass: None,
             asked: None,
             unanswered: 0,
             retry: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
@@ -73,18 +73,18 @@ impl Registration {
             return None;
         }
         if self.unanswered >= SILENT_AFTER {
-            // The server may have forgotten the key that the cookie was made with.
-            self.cookie = None;
+            // The server may have forgotten the keys that it was made with.
+            self.pass = None;
             self.is_in = false;
         }
         self.next = now + self.retry.failed();
         self.unanswered = self.unanswered.saturating_add(1);
         self.asked = Some(Asked { tx, at: now });
-        Some(match self.cookie {
+        Some(match self.pass {
             None => Step::Hello { tx },
-            Some(cookie) => {
+            Some(pass) => {
                 let rtt_ms = u16::try_from(self.rtt.as_millis()).unwrap_or(u16::MAX);
-                Step::Register { tx, cookie, rtt_ms }
+                Step::Register { tx, pass, rtt_ms }
             }
         })
     }
@@ -95,11 +95,11 @@ impl Registration {
     }
 
     /// A cookie came. Returns whether it answers the last request; then a registration is due.
-    pub fn on_cookie(&mut self, tx: u64, cookie: Cookie, now: Instant) -> bool {
+    pub fn on_cookie(&mut self, tx: u64, pass: Pass, now: Instant) -> bool {
         if !self.answered(tx, now) {
             return false;
         }
-        self.cookie = Some(cookie);
+        self.pass = Some(pass);
         self.next = now;
         true
     }
@@ -138,13 +138,13 @@ impl Registration {
     }
 
     /// The cookie has expired, and this is the new one.
-    pub fn renew(&mut self, cookie: Cookie) {
-        self.cookie = Some(cookie);
+    pub fn renew(&mut self, pass: Pass) {
+        self.pass = Some(pass);
     }
 
     /// For requests besides registrations.
-    pub fn cookie(&self) -> Option<Cookie> {
-        self.cookie
+    pub fn pass(&self) -> Option<Pass> {
+        self.pass
     }
 
     /// Whether the server has us in the room, as far as we know.
@@ -177,8 +177,9 @@ impl Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::rendezvous::{Cookie, ServerKey};
 
-    const COOKIE: Cookie = Cookie([7; 16]);
+    const PASS: Pass = Pass { cookie: Cookie([7; 16]), server: ServerKey([7; 32]) };
     const REFRESH: Duration = Duration::from_secs(15);
 
     #[allow(clippy::disallowed_methods)] // Tests count from whatever instant they start at.
@@ -196,11 +197,11 @@ mod tests {
         let mut registration = Registration::new(start);
         assert_eq!(registration.poll(start, 1), Some(Step::Hello { tx: 1 }));
         assert_eq!(registration.poll(start, 2), None);
-        assert!(!registration.on_cookie(2, COOKIE, start), "not the one that was asked");
+        assert!(!registration.on_cookie(2, PASS, start), "not the one that was asked");
         let now = start + ms(30);
-        assert!(registration.on_cookie(1, COOKIE, now));
-        assert!(!registration.on_cookie(1, COOKIE, now), "an answer counts once");
-        let register = Step::Register { tx: 3, cookie: COOKIE, rtt_ms: 30 };
+        assert!(registration.on_cookie(1, PASS, now));
+        assert!(!registration.on_cookie(1, PASS, now), "an answer counts once");
+        let register = Step::Register { tx: 3, pass: PASS, rtt_ms: 30 };
         assert_eq!(registration.poll(now, 3), Some(register));
         assert!(!registration.is_in());
         let now = now + ms(20);
@@ -209,7 +210,7 @@ mod tests {
         assert_eq!(registration.rtt(), ms(20));
         assert_eq!(registration.next_deadline(), now + REFRESH);
         assert_eq!(registration.poll(now + ms(14_999), 4), None);
-        let register = Step::Register { tx: 4, cookie: COOKIE, rtt_ms: 20 };
+        let register = Step::Register { tx: 4, pass: PASS, rtt_ms: 20 };
         assert_eq!(registration.poll(now + REFRESH, 4), Some(register));
     }
 
@@ -218,14 +219,14 @@ mod tests {
         let now = start();
         let mut registration = Registration::new(now);
         registration.poll(now, 1);
-        registration.on_cookie(1, COOKIE, now);
+        registration.on_cookie(1, PASS, now);
         registration.poll(now, 2);
         registration.on_registered(2, REFRESH, now);
         let now = now + REFRESH;
         registration.poll(now, 3);
-        let other = Cookie([8; 16]);
+        let other = Pass { cookie: Cookie([8; 16]), ..PASS };
         assert!(registration.on_cookie(3, other, now));
-        let register = Step::Register { tx: 4, cookie: other, rtt_ms: 0 };
+        let register = Step::Register { tx: 4, pass: other, rtt_ms: 0 };
         assert_eq!(registration.poll(now, 4), Some(register));
     }
 
@@ -234,7 +235,7 @@ mod tests {
         let start = start();
         let mut registration = Registration::new(start);
         registration.poll(start, 1);
-        registration.on_cookie(1, COOKIE, start);
+        registration.on_cookie(1, PASS, start);
         let mut times = Vec::new();
         let mut hellos = Vec::new();
         for tx in 2..10 {
@@ -253,7 +254,7 @@ mod tests {
         let now = start();
         let mut registration = Registration::new(now);
         registration.poll(now, 1);
-        registration.on_cookie(1, COOKIE, now);
+        registration.on_cookie(1, PASS, now);
         registration.poll(now, 2);
         assert!(registration.on_refused(2, now));
         assert_eq!(registration.next_deadline(), now + AFTER_REFUSAL);

@@ -37,9 +37,15 @@ impl TokenBucket {
     /// Takes so many tokens, or none of them: returns false when there are fewer. Time as in
     /// [`TokenBucket::take`].
     pub fn take_many(&mut self, tokens: u32, now: Instant) -> bool {
+        self.take_leaving(0, tokens, now)
+    }
+
+    /// As [`TokenBucket::take_many`], but none if fewer than `reserve` would be left.
+    pub fn take_leaving(&mut self, reserve: u32, tokens: u32, now: Instant) -> bool {
         self.refill(now);
         // Below 2^62, as the capacity.
-        match self.available.checked_sub(u64::from(tokens) * TOKEN) {
+        let rest = self.available.checked_sub(u64::from(tokens) * TOKEN);
+        match rest.filter(|rest| *rest >= u64::from(reserve) * TOKEN) {
             Some(rest) => {
                 self.available = rest;
                 true
@@ -120,6 +126,16 @@ mod tests {
         assert!(!bucket.take_many(1001, start + Duration::from_secs(1)));
         assert!(bucket.take_many(1000, start + Duration::from_secs(1)));
         assert!(bucket.take_many(0, start));
+    }
+
+    #[test]
+    fn a_reserve_is_left_to_others() {
+        let start = base();
+        let mut bucket = TokenBucket::new(1, 10);
+        assert!(!bucket.take_leaving(5, 6, start));
+        assert!(bucket.take_leaving(5, 5, start));
+        assert!(!bucket.take_leaving(5, 1, start));
+        assert!(bucket.take_many(5, start));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod dns;
 pub mod icmp_echo;
 pub mod ip;
 pub mod length_prefix;
+pub mod mesh;
 pub mod offload;
 pub mod peer;
 pub mod pool;

@@ -1,5 +1,7 @@
 //! What a tunnel changes on its host, in namespaces of the tests' own: done, undone, left behind by a run that was
 //! killed, and undone by the next.
+#![allow(clippy::disallowed_methods)] // Tests measure time and start threads of their own.
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // A failed unwrap is a failed test.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -48,8 +50,9 @@ fn state() -> String {
                sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding; cat /etc/resolv.conf 2>/dev/null; true";
     let text = run("sh", &["-c", all]);
     // What the kernel does by itself meanwhile.
-    let steady = text.lines().filter(|line| !line.contains("fe80") && !line.contains("ff00::"));
-    steady.map(|line| format!("{line}\n")).collect()
+    let steady = |line: &&str| !line.contains("fe80") && !line.contains("ff00::");
+    let lines: Vec<&str> = text.lines().filter(steady).collect();
+    lines.join("\n")
 }
 
 /// The device that a packet to this address leaves by.

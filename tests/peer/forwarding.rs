@@ -3,7 +3,7 @@
 use crate::member::Peer;
 use crate::server::Server;
 use crate::support::kernel::signal_twice;
-use crate::support::{Echo, receive_from, remote};
+use crate::support::{Echo, receive_from, remote, takes_less_than};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -167,6 +167,10 @@ fn a_service_that_is_not_there_ends_nothing() {
 
 #[test]
 fn stops_within_a_quarter_of_a_second_under_load() {
+    takes_less_than(Duration::from_millis(250), longest_stop_under_load);
+}
+
+fn longest_stop_under_load() -> Duration {
     let echo = Echo::start();
     let tunnel = Tunnel::start(echo.address, &[]);
     let (stop, port) = (Arc::new(AtomicBool::new(false)), tunnel.port);
@@ -183,10 +187,8 @@ fn stops_within_a_quarter_of_a_second_under_load() {
     let stops = [tunnel.forwarding.service.stop(), tunnel.serving.service.stop()];
     stop.store(true, Ordering::Relaxed);
     load.join().unwrap();
-    for (status, took) in stops {
-        assert!(status.success(), "{status}");
-        assert!(took < Duration::from_millis(250), "{took:?}");
-    }
+    assert!(stops.iter().all(|(status, _)| status.success()), "{stops:?}");
+    stops[0].1.max(stops[1].1)
 }
 
 #[test]

@@ -1,18 +1,18 @@
 //! A member made by hand out of the library's parts: it says what ours never would.
 
 use crate::member::ROOM;
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, recv_from};
 use std::net::{SocketAddr, UdpSocket};
-use udpferry::roles::member_id::member_of;
+use udpferry::roles::member_key::{Secret, member_of};
 use udpferry::roles::peer::identity::{PrivateKey, PublicKey};
 use udpferry::roles::peer::probe::ProbeAuth;
 use udpferry::roles::peer::room::{Room, RoomKeys};
 use udpferry::roles::peer::seal::{NONCE_LEN, open, seal};
 use udpferry::roles::peer::tunnel::{Handshakes, Outcome, Tunnel};
 use udpferry::wire::peer::{Announcement, Kind, Message, PROBE_MAGIC, Probe, ProbeKind};
-use udpferry::wire::rendezvous::{
-    Answer, MemberId, Request, Token, is_rendezvous, parse_answer, write_request,
-};
+use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
+use udpferry::wire::rendezvous::request::{Request, Wish, write_request};
+use udpferry::wire::rendezvous::{MemberId, is_rendezvous};
 
 const BUFFER_LEN: usize = 65_536;
 
@@ -44,11 +44,12 @@ impl Handmade {
         let keys = Room::parse_code(ROOM).unwrap().keys().unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let token = Token([socket.local_addr().unwrap().port().to_be_bytes()[1]; 16]);
-        let me = member_of(token);
+        let secret = [socket.local_addr().unwrap().port().to_be_bytes()[1]; 32];
+        let secret = Secret::from_random(secret);
+        let me = member_of(secret.member_key());
         let handshakes = Handshakes::new(PrivateKey::from_random([me.0[0]; 32]));
         let sealed = announcement(&keys, me, handshakes.public(), name);
-        let introduced = register(&socket, server, &keys, token, &sealed);
+        let introduced = register(&socket, server, &keys, &secret, &sealed);
         let (peer, theirs) = introduced;
         let tunnel =
             Tunnel::new(&handshakes, PublicKey(theirs.public_key), keys.preshared, 0).unwrap();
@@ -111,7 +112,7 @@ impl Handmade {
 
     fn receive(&self) -> (Vec<u8>, SocketAddr) {
         let mut bytes = vec![0; BUFFER_LEN];
-        let (len, from) = self.socket.recv_from(&mut bytes).expect("nothing came");
+        let (len, from) = recv_from(&self.socket, &mut bytes).expect("nothing came");
         bytes.truncate(len);
         (bytes, from)
     }
@@ -164,25 +165,26 @@ fn register(
     socket: &UdpSocket,
     server: SocketAddr,
     keys: &RoomKeys,
-    token: Token,
+    secret: &Secret,
     sealed: &[u8],
 ) -> (MemberId, Announcement) {
-    let room = keys.id;
-    let send = |request: &Request<'_>| {
+    let send = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut bytes = Vec::new();
-        write_request(&mut bytes, request);
+        write(&mut bytes);
         socket.send_to(&bytes, server).unwrap();
     };
-    send(&Request::Hello { tx: 1, room });
+    send(&|bytes| write_request(bytes, &Request::Hello { tx: 1 }));
     let mut bytes = vec![0; BUFFER_LEN];
     loop {
-        let (len, _) = socket.recv_from(&mut bytes).expect("the server is silent");
+        let (len, _) = recv_from(socket, &mut bytes).expect("the server is silent");
         match parse_answer(&bytes[..len]) {
-            Some(Answer::Cookie { cookie, .. }) => {
-                send(&Request::Register { tx: 2, cookie, room, token, rtt_ms: 0, sealed });
+            Some(Answer::Cookie { pass, .. }) => {
+                let cipher = secret.towards(pass.server).unwrap();
+                let wish = Wish::Register { rtt_ms: 0, sealed };
+                send(&|bytes| cipher.write(bytes, 2, pass, keys.id, &wish));
             }
-            Some(Answer::Introduce { introduction, member, sealed, .. }) => {
-                send(&Request::Introduced { introduction });
+            Some(Answer::Introduce(Introduced { introduction, member, sealed, .. })) => {
+                send(&|bytes| write_request(bytes, &Request::Introduced { introduction }));
                 return (member, open(keys, member, sealed).unwrap());
             }
             _ => {}

@@ -391,7 +391,7 @@ fn flood(protection: Protection, room: u16, kib_each: u64) {
         assert!(raw.is_closed());
     }
     server.await_metric(TIMED_OUT, room.into());
-    assert_eq!(server.metric(REFUSED), (FLOOD - room).into());
+    assert_eq!(server.metric(REFUSED), i64::from(FLOOD - room));
     legitimate.echo(b"after");
     Endpoint::to(client.address).echo(b"a new one, after");
     let connections = if everybody_fits { 24 } else { 16 };

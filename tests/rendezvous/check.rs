@@ -1,7 +1,7 @@
 //! `udpferry check rendezvous`, from the operator's side.
 
 use crate::server::{Server, free_udp_port, receive};
-use crate::support::{remote, run};
+use crate::support::{recv_from, remote, run};
 use std::net::UdpSocket;
 
 fn check(args: &[&str]) -> (Option<i32>, String) {
@@ -72,11 +72,11 @@ fn another_stun_server_is_told_apart() {
 /// MAPPED-ADDRESS of 192.0.2.1:4660, as an old server's.
 fn answer_binding(socket: &UdpSocket) {
     let mut bytes = [0; 100];
-    let (len, from) = socket.recv_from(&mut bytes).unwrap();
+    let (len, from) = recv_from(socket, &mut bytes).unwrap();
     assert_eq!(len, 20);
     let mut answer = bytes[..20].to_vec();
     answer[..4].copy_from_slice(&[1, 1, 0, 12]);
     answer.extend_from_slice(&[0, 1, 0, 8, 0, 1, 0x12, 0x34, 192, 0, 2, 1]);
     socket.send_to(&answer, from).unwrap();
-    assert_eq!(receive(socket).len(), 64);
+    assert_eq!(receive(socket).len(), 96);
 }

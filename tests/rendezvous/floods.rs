@@ -1,13 +1,13 @@
 //! Floods, forgeries and garbage.
 
-use crate::server::{Member, Server, receive, socket_to};
-use crate::support::await_some;
+use crate::server::{Member, NO_PASS, Server, receive, socket_to};
+use crate::support::{await_some, recv};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Instant;
 use udpferry::net::sys::mmsg::send::SendQueue;
-use udpferry::wire::rendezvous::{
-    Answer, Cookie, MemberId, Request, RoomId, Token, parse_answer, write_request,
-};
+use udpferry::wire::rendezvous::answer::{Answer, parse_answer};
+use udpferry::wire::rendezvous::request::{Boxed, Request, Wish, write_request};
+use udpferry::wire::rendezvous::{Cookie, MemberId, MemberKey, RoomId};
 
 /// Where a forger's datagrams come from: from the server's side there is no difference between a
 /// forged source and one that never listens.
@@ -42,15 +42,15 @@ fn flood(server: &Server, sources: &[UdpSocket], datagrams: &[Vec<u8>]) -> usize
 #[test]
 fn a_forger_of_our_own_protocol_gets_less_than_he_sends() {
     let server = Server::start(&["--source-rate=0", "--udp-buffer=16M", "--relay"]);
-    let (cookie, room, token) = (Cookie([3; 16]), RoomId([4; 16]), Token([5; 16]));
+    let (cookie, key) = (Cookie([3; 16]), MemberKey([4; 32]));
+    let boxed = |ciphertext| Request::Boxed(Boxed { tx: 1, cookie, key, ciphertext });
     let member = MemberId([6; 8]);
     let datagrams = [
-        Request::Hello { tx: 1, room },
-        Request::Register { tx: 1, cookie, room, token, rtt_ms: 0, sealed: &[] },
-        Request::Register { tx: 1, cookie, room, token, rtt_ms: 0, sealed: &[0; 512] },
+        Request::Hello { tx: 1 },
+        // To leave, and to register with the longest announcement.
+        boxed(&[0; 33]),
+        boxed(&[0; 33 + 4 + 512]),
         Request::Introduced { introduction: 7 },
-        Request::Call { tx: 1, cookie, room, token, member },
-        Request::Leave { tx: 1, cookie, room, token },
         Request::Relay { member, payload: b"payload" },
     ]
     .map(|request| {
@@ -87,10 +87,10 @@ fn who_had_an_address_cannot_have_it_flooded() {
     let left_alone = await_some(|| {
         requests += 1;
         let sealed = [u8::try_from(requests % 2).unwrap()];
-        victim.send(&victim.registration(0, &sealed));
+        victim.ask(&Wish::Register { rtt_ms: 0, sealed: &sealed });
         // Also as somebody else, and after having left.
         if requests % 3 == 0 {
-            victim.token.0[15] = victim.token.0[15].wrapping_add(1);
+            victim.secret[15] = victim.secret[15].wrapping_add(1);
         }
         loop {
             match parse_answer(&victim.next()).unwrap() {
@@ -106,12 +106,8 @@ fn who_had_an_address_cannot_have_it_flooded() {
     let most = 33 + 4 * begin.elapsed().as_secs();
     assert!((15..=most).contains(&introductions), "{introductions} for {requests} requests");
     // The old cookie is worth nothing, for a call or for leaving either.
-    let Member { room, token, cookie, .. } = victim;
-    for request in [
-        Request::Call { tx: 2, cookie, room, token, member: MemberId([1; 8]) },
-        Request::Leave { tx: 2, cookie, room, token },
-    ] {
-        victim.send(&request);
+    for wish in [Wish::Call { member: MemberId([1; 8]) }, Wish::Leave] {
+        victim.ask(&wish);
         victim.until(|answer| matches!(answer, Answer::Cookie { tx: 2, .. }).then_some(()));
     }
     assert!(server.metric("introductions_withheld_total") > 0);
@@ -133,14 +129,14 @@ fn one_address_cannot_hold_every_room() {
     let other = UdpSocket::bind("127.0.0.9:0").unwrap();
     other.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
     other.connect(server.address).unwrap();
-    let (room, token) = (RoomId([9; 16]), Token([9; 16]));
-    let mut member = Member { socket: other, room, token, cookie: Cookie([0; 16]) };
+    let room = RoomId([9; 16]);
+    let mut member = Member { socket: other, room, secret: [9; 32], pass: NO_PASS };
     member.hello();
     assert_eq!(member.register().1, 1);
     // Whose room went knows it, and is refused.
     let last = &flood[4];
     last.gone();
-    last.send(&last.registration(0, &[]));
+    last.ask(&Wish::Register { rtt_ms: 0, sealed: &[] });
     last.until(|answer| matches!(answer, Answer::Refused { .. }).then_some(()));
     assert_eq!(member.register().1, 1);
 }
@@ -163,7 +159,7 @@ fn an_address_has_its_rate() {
     let sources = victims(4);
     let hello = {
         let mut bytes = Vec::new();
-        write_request(&mut bytes, &Request::Hello { tx: 1, room: RoomId([0; 16]) });
+        write_request(&mut bytes, &Request::Hello { tx: 1 });
         bytes
     };
     let sent = flood(&server, &sources, &vec![hello.clone(); 250]);
@@ -178,7 +174,7 @@ fn an_address_has_its_rate() {
     other.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
     other.connect(server.address).unwrap();
     other.send(&hello).unwrap();
-    assert_eq!(receive(&other).len(), 48);
+    assert_eq!(receive(&other).len(), 80);
 }
 
 #[test]
@@ -232,7 +228,7 @@ fn a_million_bindings_from_changing_ports_take_no_memory() {
         assert_eq!(batch.finish().sent, PER_SOCKET);
         // All of them come back before the next port's turn.
         for _ in 0..PER_SOCKET {
-            assert_eq!(socket.recv(&mut buffer).expect("an answer is missing"), 32);
+            assert_eq!(recv(&socket, &mut buffer).expect("an answer is missing"), 32);
         }
         if number == SOCKETS / 20 {
             before = Some(server.service.status("VmRSS"));

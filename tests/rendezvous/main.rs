@@ -10,6 +10,10 @@ mod floods;
 mod interop;
 mod operation;
 mod plain;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+mod registry;
 mod relay;
 mod rooms;
 mod server;

@@ -2,7 +2,9 @@
 
 use crate::server::{Member, Server, is_silent_for};
 use std::time::Duration;
-use udpferry::wire::rendezvous::{Answer, MemberId, Request};
+use udpferry::wire::rendezvous::MemberId;
+use udpferry::wire::rendezvous::answer::Answer;
+use udpferry::wire::rendezvous::request::Request;
 
 fn send(from: &Member, member: MemberId, payload: &[u8]) {
     from.send(&Request::Relay { member, payload });

@@ -1,12 +1,12 @@
 //! Rooms: cookies, registrations, introductions, leaving.
 
-use crate::server::{Member, Server, is_silent_for, receive, socket_to};
-use crate::support::await_some;
+use crate::server::{Member, NO_PASS, Server, is_silent_for, receive, socket_to};
+use crate::support::{await_some, recv};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
-use udpferry::wire::rendezvous::{
-    Answer, Cookie, MemberId, Refusal, Request, RoomId, Token, parse_answer, write_request,
-};
+use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
+use udpferry::wire::rendezvous::request::Wish;
+use udpferry::wire::rendezvous::{MemberId, Refusal, RoomId};
 
 #[test]
 fn two_members_are_introduced_to_each_other_at_the_same_moment() {
@@ -59,10 +59,7 @@ fn a_call_introduces_again_or_says_who_is_gone() {
     one.acknowledge(one.introduced().0);
     other.acknowledge(other.introduced().0);
     server.await_metric("introductions_pending", 0);
-    let call = |of: &Member, member| {
-        let Member { room, token, cookie, .. } = *of;
-        of.send(&Request::Call { tx: 3, cookie, room, token, member });
-    };
+    let call = |of: &Member, member| of.ask(&Wish::Call { member });
     call(&one, other_id);
     assert_eq!(one.introduced().2, other_id);
     assert_eq!(other.introduced().2, one_id);
@@ -80,11 +77,10 @@ fn who_leaves_is_gone_at_once() {
     let one = Member::entered(server.address, 1);
     let other = Member::new(server.address, 1);
     let (other_id, _) = other.register();
-    let Member { room, token, cookie, .. } = other;
     for _ in 0..2 {
         // The answer to a first one may have been lost.
-        other.send(&Request::Leave { tx: 5, cookie, room, token });
-        other.until(|answer| matches!(answer, Answer::Left { tx: 5 }).then_some(()));
+        other.ask(&Wish::Leave);
+        other.until(|answer| matches!(answer, Answer::Left { tx: 2 }).then_some(()));
     }
     assert_eq!(one.gone(), other_id);
     server.await_metric("members", 1);
@@ -100,9 +96,9 @@ fn a_silent_member_expires() {
     one.socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let gone = await_some(|| {
         // As clients do: a quarter of the expiry.
-        one.send(&one.registration(0, b"sealed"));
+        one.ask(&Wish::Register { rtt_ms: 0, sealed: b"sealed" });
         let mut bytes = [0; 1024];
-        let len = one.socket.recv(&mut bytes).ok()?;
+        let len = recv(&one.socket, &mut bytes).ok()?;
         match parse_answer(&bytes[..len]) {
             Some(Answer::Gone { member }) => Some(member),
             _ => None,
@@ -143,13 +139,13 @@ fn a_restarted_server_is_entered_again_with_the_next_refresh() {
     server.service.stop();
     let server = Server::start_on(address, &[]);
     for member in [&mut one, &mut other] {
-        member.send(&member.registration(0, b"sealed"));
-        let cookie = member.until(|answer| match answer {
-            Answer::Cookie { tx: 2, cookie, .. } => Some(cookie),
+        member.ask(&Wish::Register { rtt_ms: 0, sealed: b"sealed" });
+        let pass = member.until(|answer| match answer {
+            Answer::Cookie { tx: 2, pass, .. } => Some(pass),
             _ => None,
         });
-        assert_ne!(cookie, member.cookie);
-        member.cookie = cookie;
+        assert_ne!((pass.cookie, pass.server), (member.pass.cookie, member.pass.server));
+        member.pass = pass;
         member.register();
     }
     assert_eq!(one.introduced().3, other.endpoint());
@@ -161,25 +157,52 @@ fn a_cookie_is_worth_nothing_at_another_port_and_costs_no_state() {
     let server = Server::start(&[]);
     let owner = Member::new(server.address, 1);
     let thief = socket_to(server.address);
-    let Member { room, token, cookie, .. } = owner;
     let member = MemberId([1; 8]);
-    for request in [
-        owner.registration(0, &[1; 512]),
-        Request::Register { tx: 2, cookie: Cookie([0; 16]), room, token, rtt_ms: 0, sealed: &[] },
-        Request::Call { tx: 2, cookie, room, token, member },
-        Request::Leave { tx: 2, cookie, room, token },
+    for wish in [
+        Wish::Register { rtt_ms: 0, sealed: &[1; 512] },
+        Wish::Register { rtt_ms: 0, sealed: &[] },
+        Wish::Call { member },
+        Wish::Leave,
     ] {
-        let mut bytes = Vec::new();
-        write_request(&mut bytes, &request);
+        let bytes = owner.boxed(&wish);
         thief.send(&bytes).unwrap();
         let answer = receive(&thief);
-        assert!(answer.len() <= bytes.len(), "{request:?}");
-        let Some(Answer::Cookie { tx: 2, cookie: other, .. }) = parse_answer(&answer) else {
+        assert!(answer.len() < bytes.len(), "{wish:?}");
+        let Some(Answer::Cookie { tx: 2, pass, .. }) = parse_answer(&answer) else {
             panic!("{answer:?}");
         };
-        assert_ne!(other, cookie);
+        assert_ne!(pass.cookie, owner.pass.cookie);
     }
     assert_eq!((server.metric("rooms"), server.metric("cookies_refused_total")), (0, 4));
+}
+
+/// Whoever overhears a member, and can take its address from it, can still ask nothing in its name:
+/// neither leave nor move it, nor enter the room.
+#[test]
+fn who_overhears_a_registration_can_do_nothing_with_it() {
+    let server = Server::start(&[]);
+    let one = Member::entered(server.address, 1);
+    let other = Member::new(server.address, 1);
+    let overheard = other.boxed(&Wish::Register { rtt_ms: 0, sealed: b"sealed" });
+    other.register();
+    let (id, ..) = one.introduced();
+    one.acknowledge(id);
+    // With a cookie of his own and all else as overheard: the key, the number, the ciphertext.
+    let thief = Member::new(server.address, 1);
+    let mut stolen = overheard.clone();
+    stolen[13..29].copy_from_slice(&thief.pass.cookie.0);
+    thief.socket.send(&stolen).unwrap();
+    server.await_dropped("not-authentic", 1);
+    // What he makes in the member's name has another key.
+    let mut forged = thief.boxed(&Wish::Leave);
+    forged[29..61].copy_from_slice(&overheard[29..61]);
+    thief.socket.send(&forged).unwrap();
+    server.await_dropped("not-authentic", 2);
+    // The room stands in no datagram of the member's.
+    assert!(!overheard.windows(16).any(|bytes| bytes == other.room.0));
+    assert!(!overheard.windows(6).any(|bytes| bytes == b"sealed"));
+    assert_eq!(server.metric("members"), 2);
+    assert!(is_silent_for(&one.socket, Duration::from_millis(300)));
 }
 
 #[test]
@@ -187,7 +210,7 @@ fn rooms_and_their_members_are_limited() {
     let server = Server::start(&["--max-rooms=2", "--max-members=2"]);
     let refusal = |number| {
         let member = Member::new(server.address, number);
-        member.send(&member.registration(0, &[]));
+        member.ask(&Wish::Register { rtt_ms: 0, sealed: &[] });
         member.until(|answer| match answer {
             Answer::Refused { tx: 2, reason } => Some(reason),
             _ => None,
@@ -209,11 +232,11 @@ fn ipv4_and_ipv6_make_one_member() {
     let one = Member::new(server.address, 1);
     let (one_id, _) = one.register();
     let mut also = Member::new(format!("[::1]:{address}").parse().unwrap(), 1);
-    also.token = one.token;
+    also.secret = one.secret;
     assert_eq!(also.register(), (one_id, 1));
     let other = Member::entered(server.address, 1);
     let endpoints = other.until(|answer| match answer {
-        Answer::Introduce { endpoints, .. } => Some(endpoints),
+        Answer::Introduce(Introduced { endpoints, .. }) => Some(endpoints),
         _ => None,
     });
     assert_eq!((endpoints.first, endpoints.second), (one.endpoint(), Some(also.endpoint())));
@@ -238,9 +261,9 @@ fn ten_thousand_registrations_in_a_thousand_rooms() {
                 socket.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
                 let mut room = [0; 16];
                 room[..4].copy_from_slice(&(number % 1000).to_be_bytes());
-                let mut token = [7; 16];
-                token[..4].copy_from_slice(&number.to_be_bytes());
-                Member { socket, room: RoomId(room), token: Token(token), cookie: Cookie([0; 16]) }
+                let mut secret = [7; 32];
+                secret[..4].copy_from_slice(&number.to_be_bytes());
+                Member { socket, room: RoomId(room), secret, pass: NO_PASS }
             })
             .collect();
         for mut member in members {

@@ -1,11 +1,13 @@
 //! A server on a free port of 127.0.0.1, and a member that hides nothing.
 
-use crate::support::{PATIENCE, Service, await_some, free_port, http_get};
+use crate::support::{PATIENCE, Service, await_some, free_port, http_get, recv};
 use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
-use udpferry::wire::rendezvous::{
-    Answer, Cookie, MemberId, Request, RoomId, Token, parse_answer, write_request,
-};
+use udpferry::roles::member_key::Secret;
+use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
+use udpferry::wire::rendezvous::request::{Request, Wish, write_request};
+use udpferry::wire::rendezvous::{Cookie, MemberId, Pass, RoomId, ServerKey};
 
 pub(crate) struct Server {
     pub(crate) service: Service,
@@ -15,17 +17,30 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Server {
+        Server::start_with(args, |_| {})
+    }
+
+    /// With changes to how the process is started.
+    pub(crate) fn start_with(args: &[&str], change: impl FnOnce(&mut Command)) -> Server {
         let address = SocketAddr::from(([127, 0, 0, 1], free_udp_port()));
-        Server::start_on(address, args)
+        Server::start_changed(address, args, change)
     }
 
     pub(crate) fn start_on(address: SocketAddr, args: &[&str]) -> Server {
+        Server::start_changed(address, args, |_| {})
+    }
+
+    fn start_changed(
+        address: SocketAddr,
+        args: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Server {
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listen = format!("--listen-addr={address}");
         let metrics_arg = format!("--metrics={metrics}");
         let mut all = vec!["rendezvous", &listen, &metrics_arg];
         all.extend_from_slice(args);
-        Server { service: Service::start(&all), address, metrics }
+        Server { service: Service::start_with(&all, change), address, metrics }
     }
 
     /// The value of a metric without `udpferry_rendezvous_`, with its label if it has one.
@@ -72,7 +87,7 @@ pub(crate) fn socket_to(server: SocketAddr) -> UdpSocket {
 
 pub(crate) fn receive(socket: &UdpSocket) -> Vec<u8> {
     let mut bytes = vec![0; 65_536];
-    let len = socket.recv(&mut bytes).expect("nothing came");
+    let len = recv(socket, &mut bytes).expect("nothing came");
     bytes.truncate(len);
     bytes
 }
@@ -88,22 +103,21 @@ pub(crate) fn is_silent_for(socket: &UdpSocket, time: Duration) -> bool {
 pub(crate) struct Member {
     pub(crate) socket: UdpSocket,
     pub(crate) room: RoomId,
-    pub(crate) token: Token,
-    pub(crate) cookie: Cookie,
+    /// The secret half of its key.
+    pub(crate) secret: [u8; 32],
+    pub(crate) pass: Pass,
 }
+
+/// What no server has given: its cookie does not count.
+pub(crate) const NO_PASS: Pass = Pass { cookie: Cookie([0; 16]), server: ServerKey([9; 32]) };
 
 impl Member {
     /// A member of room `number` that has a cookie.
     pub(crate) fn new(server: SocketAddr, number: u8) -> Member {
         let socket = socket_to(server);
-        let mut token = [number; 16];
-        token[..2].copy_from_slice(&socket.local_addr().unwrap().port().to_be_bytes());
-        let mut member = Member {
-            socket,
-            room: RoomId([number; 16]),
-            token: Token(token),
-            cookie: Cookie([0; 16]),
-        };
+        let mut secret = [number; 32];
+        secret[..2].copy_from_slice(&socket.local_addr().unwrap().port().to_be_bytes());
+        let mut member = Member { socket, room: RoomId([number; 16]), secret, pass: NO_PASS };
         member.hello();
         member
     }
@@ -125,6 +139,18 @@ impl Member {
         self.socket.send(&bytes).unwrap();
     }
 
+    /// The datagram of a wish, and so sent; its number is 2.
+    pub(crate) fn boxed(&self, wish: &Wish<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let cipher = Secret::from_random(self.secret).towards(self.pass.server).unwrap();
+        cipher.write(&mut bytes, 2, self.pass, self.room, wish);
+        bytes
+    }
+
+    pub(crate) fn ask(&self, wish: &Wish<'_>) {
+        self.socket.send(&self.boxed(wish)).unwrap();
+    }
+
     /// What comes next.
     pub(crate) fn next(&self) -> Vec<u8> {
         receive(&self.socket)
@@ -141,18 +167,13 @@ impl Member {
     }
 
     pub(crate) fn hello(&mut self) {
-        self.send(&Request::Hello { tx: 1, room: self.room });
-        let (cookie, endpoint) = self.until(|answer| match answer {
-            Answer::Cookie { tx: 1, cookie, endpoint } => Some((cookie, endpoint)),
+        self.send(&Request::Hello { tx: 1 });
+        let (pass, endpoint) = self.until(|answer| match answer {
+            Answer::Cookie { tx: 1, pass, endpoint } => Some((pass, endpoint)),
             _ => None,
         });
         assert_eq!(endpoint, self.endpoint());
-        self.cookie = cookie;
-    }
-
-    pub(crate) fn registration<'a>(&self, rtt_ms: u16, sealed: &'a [u8]) -> Request<'a> {
-        let Member { room, token, cookie, .. } = *self;
-        Request::Register { tx: 2, cookie, room, token, rtt_ms, sealed }
+        self.pass = pass;
     }
 
     /// Registers and returns who we are, and how many are in the room.
@@ -161,7 +182,7 @@ impl Member {
     }
 
     pub(crate) fn register_with(&self, rtt_ms: u16, sealed: &[u8]) -> (MemberId, u8) {
-        self.send(&self.registration(rtt_ms, sealed));
+        self.ask(&Wish::Register { rtt_ms, sealed });
         self.until(|answer| match answer {
             Answer::Registered { tx: 2, member, members, endpoint, .. } => {
                 assert_eq!(endpoint, self.endpoint());
@@ -176,7 +197,14 @@ impl Member {
     /// The next introduction: number, start, who, where, announcement.
     pub(crate) fn introduced(&self) -> (u64, u16, MemberId, SocketAddr, Vec<u8>) {
         self.until(|answer| match answer {
-            Answer::Introduce { introduction, start_ms, member, endpoints, sealed } => {
+            Answer::Introduce(Introduced {
+                introduction,
+                start_ms,
+                member,
+                endpoints,
+                sealed,
+                ..
+            }) => {
                 assert_eq!(endpoints.second, None);
                 Some((introduction, start_ms, member, endpoints.first, sealed.to_vec()))
             }

@@ -1,7 +1,7 @@
 //! STUN, byte by byte.
 
 use crate::server::{Server, free_udp_port, is_silent_for, receive, socket_to};
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, recv_from};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 use udpferry::wire::stun::attribute::{AddressKind, ChangeRequest, kind};
@@ -170,7 +170,7 @@ fn two_addresses_and_two_ports_answer_from_each_other() {
             let bytes = request(|writer| writer.change_request(change).unwrap());
             socket.send_to(&bytes, asked).unwrap();
             let mut bytes = [0; 512];
-            let (len, origin) = socket.recv_from(&mut bytes).unwrap();
+            let (len, origin) = recv_from(&socket, &mut bytes).unwrap();
             let expected = SocketAddr::new(
                 if change_ip { opposite.ip() } else { asked.ip() },
                 if change_port { opposite.port() } else { asked.port() },

@@ -8,7 +8,7 @@ use netlink_packet_route::route::{
     RouteScope, RouteType,
 };
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The kernel's main table.
 pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
@@ -66,6 +66,20 @@ impl Netlink {
     /// is none.
     pub fn delete_route(&mut self, route: Route) -> io::Result<()> {
         self.change(RouteNetlinkMessage::DelRoute(message(route)), 0)
+    }
+
+    /// Makes an address of an interface's network, which the kernel takes for its broadcast address,
+    /// a host's address like others: on a link with two ends there is nothing to broadcast to.
+    pub fn delete_broadcast(&mut self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+        let mut message = message(Route {
+            to: Network::host(address.into()),
+            hop: Hop::Device(index),
+            table: libc::RT_TABLE_LOCAL.into(),
+            metric: 0,
+        });
+        message.header.kind = RouteType::Broadcast;
+        message.header.protocol = RouteProtocol::Kernel;
+        self.change(RouteNetlinkMessage::DelRoute(message), 0)
     }
 
     /// Removes the route to a network from a table, wherever it leads.

@@ -41,7 +41,6 @@ pub struct ClientPlan {
 #[derive(Debug)]
 pub struct InForce {
     plan: ClientPlan,
-    table: u32,
     priority: u32,
     ssh_peers: Vec<IpAddr>,
 }
@@ -68,7 +67,7 @@ impl Host {
             log::info!("{}: the way to {peer}, which has an ssh session, stays as it is", self.tun);
         }
         let (table, priority) = self.free_numbers()?;
-        let in_force = InForce { plan: plan.clone(), table, priority, ssh_peers };
+        let in_force = InForce { plan: plan.clone(), priority, ssh_peers };
         if plan.kill_switch {
             self.kill(&in_force)?;
         }
@@ -232,7 +231,7 @@ mod tests {
             ..ClientPlan::default()
         };
         let ssh_peers = vec!["192.0.2.9".parse().unwrap()];
-        let in_force = InForce { plan, table: 1, priority: 1, ssh_peers };
+        let in_force = InForce { plan, priority: 1, ssh_peers };
         let names: Vec<String> = outside(&in_force).iter().map(ToString::to_string).collect();
         assert_eq!(names, ["10.0.0.0/8", "192.0.2.1/32", "192.0.2.9/32"]);
     }

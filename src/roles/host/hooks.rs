@@ -1,7 +1,7 @@
 //! The operator's own commands, when the tunnel is up and before it goes.
 
 use crate::error::Error;
-use crate::runtime::thread;
+use crate::runtime::{signals, thread};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use std::io;
 use std::process::{Command, ExitStatus, Stdio};
@@ -30,12 +30,12 @@ pub enum Outcome {
 /// program prints.
 pub fn run(command: &str, facts: Facts<'_>, limit: Duration) -> Result<Outcome, Error> {
     let doing = || format!("cannot run the hook {command:?}");
-    let mut child = Command::new("/bin/sh")
+    let mut shell = Command::new("/bin/sh");
+    shell
         .args(["-c", command])
         .envs(facts.iter().map(|(name, value)| (format!("UDPFERRY_{name}"), value)))
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(Error::while_doing(doing))?;
+        .stdin(Stdio::null());
+    let mut child = signals::start(&mut shell).map_err(Error::while_doing(doing))?;
     let (sender, ended) = bounded(1);
     // Not joined when the command is slow: it ends with the command, or with the process.
     let _waiter = thread::spawn("vpn:hook", 0, 32 * 1024, move || {
@@ -59,7 +59,7 @@ pub fn run_and_log(command: &str, facts: Facts<'_>, limit: Duration) {
         Ok(Outcome::Done) => {}
         Ok(Outcome::Failed(status)) => log::warn!("the hook {command:?} failed: {status}"),
         Ok(Outcome::Slow) => {
-            log::warn!("the hook {command:?} still runs after {limit:?}; not waiting for it")
+            log::warn!("the hook {command:?} still runs after {limit:?}; not waiting for it");
         }
         Err(error) => log::warn!("{error}"),
     }
@@ -75,6 +75,10 @@ mod tests {
         assert_eq!(run("test \"$UDPFERRY_TUN\" = vpnc", &facts, UP_LIMIT).unwrap(), Outcome::Done);
         let Outcome::Failed(status) = run("exit 3", &facts, UP_LIMIT).unwrap() else { panic!() };
         assert_eq!(status.code(), Some(3));
+        // A hook that starts a daemon starts one that can be stopped, whichever thread runs the hook.
+        let unblocked = || run("grep -q '^SigBlk:.*0000$' /proc/self/status", &[], UP_LIMIT);
+        let waiter = thread::spawn("test", 0, 128 * 1024, move || unblocked().unwrap()).unwrap();
+        assert_eq!(waiter.join().unwrap(), Outcome::Done);
         assert_eq!(run("exec sleep 5", &facts, Duration::from_millis(20)).unwrap(), Outcome::Slow);
     }
 }

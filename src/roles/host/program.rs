@@ -1,6 +1,7 @@
 //! Other programs that do what no library does for us: nft, iptables, resolvectl, resolvconf.
 
 use crate::error::Error;
+use crate::runtime::signals;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,14 +30,15 @@ pub fn run(name: &str, arguments: &[&str], input: &str) -> Result<String, Error>
 
 fn start(name: &str, arguments: &[&str], input: &str) -> io::Result<std::process::Output> {
     let path = std::env::var("PATH").unwrap_or_default();
-    let mut child = Command::new(name)
+    let mut command = Command::new(name);
+    command
         .args(arguments)
         .env("PATH", format!("{path}:{}", PLACES.join(":")))
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+        .stderr(Stdio::piped());
+    let mut child = signals::start(&mut command)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ends without reading tells why in its output.
         let _ = stdin.write_all(input.as_bytes());

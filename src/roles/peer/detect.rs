@@ -2,17 +2,18 @@
 //! beside everything else or, with `--detect`, alone.
 
 use super::counters::{Counters, DropReason};
+use super::network::receive_batch;
 use super::run::random_number;
 use super::{Config, Detection as Wanted};
 use crate::error::Error;
-use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::{Buffers, UdpSocket, any_port};
 use crate::roles::destination::Destination;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::event_loop::EventLoop;
 use crate::state::nat_detection::lifetime::LifetimeBounds;
 use crate::state::nat_detection::message::{Heard, REQUEST_LEN_MAX};
 use crate::state::nat_detection::report::Report;
@@ -101,7 +102,7 @@ impl Detector {
         }
     }
 
-    /// One `recvmmsg` on one of its sockets.
+    /// A batch of one of its sockets.
     pub(super) fn receive(
         &mut self,
         token: Token,
@@ -114,15 +115,8 @@ impl Detector {
         let Some(socket) = self.sockets.get(place) else {
             return;
         };
-        match socket.receive(queue) {
-            Ok(received) if received == RECEIVE_BATCH => events.again(token, Readiness::READABLE),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {
-                counters.icmp_errors.increment();
-                events.again(token, Readiness::READABLE);
-                return;
-            }
+        if !receive_batch(socket, token, queue, events, counters) {
+            return;
         }
         for message in queue.messages() {
             let Some(from) = message.source else { continue };

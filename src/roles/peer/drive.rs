@@ -1,12 +1,12 @@
-//! Members: what the servers say of them, the search for paths to them, and their tunnels.
+//! Members: the search for paths to them, and their tunnels.
 
-use super::chat::name_for_terminal;
-use super::counters::{DropReason, PathKind};
+use super::counters::PathKind;
 use super::member::{Due, Member, Relay, Via};
 use super::receive::Source;
 use super::run::{MEMBERS_MAX, Run, random_number};
 use super::seal::{News, open};
 use super::send::{answer, encrypt};
+use super::text::name_for_terminal;
 use super::tunnel::{BUFFER_LEN_MIN, Tick, Tunnel};
 use crate::runtime::event_loop::EventLoop;
 use crate::state::punch::Punch;
@@ -14,103 +14,22 @@ use crate::state::punch::candidates::{Candidate, CandidateKind};
 use crate::state::punch::interface::{Action, Config, Introduction};
 use crate::state::punch::prospects::NatFacts;
 use crate::wire::peer::{Announcement, Greeting, Kind, Message, Probe, ProbeKind, write_greeting};
-use crate::wire::rendezvous::{
-    Answer, Endpoints, MemberId, Refusal, Request, parse_answer, write_request,
-};
+use crate::wire::rendezvous::MemberId;
+use crate::wire::rendezvous::answer::Introduced;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 impl Run {
-    /// A datagram of the rendezvous protocol.
-    pub(super) fn take_answer(
+    /// A server introduces a member.
+    pub(super) fn introduced(
         &mut self,
-        socket: u16,
-        from: SocketAddr,
-        datagram: &[u8],
-        events: &mut EventLoop,
-        now: Instant,
-    ) {
-        let Some(place) = self.meeting.place_at(socket, from) else {
-            return self.counters.drop(DropReason::UnknownSender, 1);
-        };
-        let Some(answer) = parse_answer(datagram) else {
-            return self.counters.drop(DropReason::Malformed, 1);
-        };
-        self.is_stale = true;
-        match answer {
-            Answer::Cookie { tx, cookie, endpoint } => {
-                if place.registration.on_cookie(tx, cookie, now) || place.renew(tx, cookie, now) {
-                    place.seen = Some(endpoint);
-                }
-            }
-            Answer::Registered { tx, endpoint, refresh_s, relay, members, .. } => {
-                let was_in = place.registration.is_in();
-                let refresh = Duration::from_secs(u64::from(refresh_s));
-                if place.registration.on_registered(tx, refresh, now) {
-                    let has_come = relay && !place.relay;
-                    place.relay = relay;
-                    place.seen = Some(endpoint);
-                    if !was_in {
-                        log::info!("registered at {from}, seen as {endpoint}, {members} members");
-                    }
-                    if has_come {
-                        self.relay_has_come(Relay { socket, server: from });
-                    }
-                }
-            }
-            Answer::Refused { tx, reason } => {
-                if place.registration.on_refused(tx, now) {
-                    let why = match reason {
-                        Refusal::RoomsFull => "it has no place for another room",
-                        Refusal::RoomFull => "the room is full",
-                        Refusal::TooManyRequests => "too many requests from this address",
-                    };
-                    self.terminal.notice(&format!("{from} refuses: {why}; trying again"));
-                }
-            }
-            Answer::Introduce { introduction, start_ms, member, endpoints, sealed } => {
-                place.calls.retain(|call| call.member != member);
-                let relay = place.relay.then_some(Relay { socket, server: from });
-                self.outbox.add(socket, from, |bytes| {
-                    write_request(bytes, &Request::Introduced { introduction });
-                    true
-                });
-                let start = now + Duration::from_millis(u64::from(start_ms));
-                let news = (introduction, start);
-                self.introduced(member, endpoints, sealed, (from, relay), news, events, now);
-            }
-            Answer::Gone { member } if member == self.me => {
-                // It has forgotten us.
-                place.registration.hurry(now);
-            }
-            Answer::Gone { member } => {
-                place.calls.retain(|call| call.member != member);
-                if let Some(slot) = self.slot_of(member) {
-                    self.gone(slot, from, events, now);
-                }
-            }
-            Answer::Left { .. } => {}
-            Answer::Relayed { member, payload } => {
-                if self.slot_of(member).is_none() {
-                    return self.counters.drop(DropReason::UnknownSender, 1);
-                }
-                let source = Source::Relay(Relay { socket, server: from });
-                self.take_tunnelled(source, payload, events, now);
-            }
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)] // The fields of one answer, and the loop's two.
-    fn introduced(
-        &mut self,
-        id: MemberId,
-        endpoints: Endpoints,
-        sealed: &[u8],
+        of: &Introduced<'_>,
         (server, relay): (SocketAddr, Option<Relay>),
-        (introduction, start): (u64, Instant),
         events: &mut EventLoop,
         now: Instant,
     ) {
+        let Introduced { introduction, member: id, endpoints, sealed, .. } = *of;
+        let start = now + Duration::from_millis(u64::from(of.start_ms));
         let announcement = match open(&self.keys, id, sealed) {
             Ok(announcement) => announcement,
             Err(error) => return self.refuse_announcement(id, error.as_str(), now),
@@ -143,11 +62,11 @@ impl Run {
             filtering: announcement.filtering,
             tries_hard: announcement.tries_hard,
         };
-        member.relay = relay.filter(|_| announcement.relay).or(member.relay);
+        let of_others = member.relay.filter(|relay| relay.server != server);
+        member.relay = relay.filter(|_| announcement.relay).or(of_others);
         member.announcement = announcement;
-        if !member.servers.contains(&server) {
-            member.servers.push(server);
-        }
+        member.servers.retain(|(known, _)| *known != server);
+        member.servers.push((server, of.is_here));
         let has_relay = member.relay.is_some() && takes_relay;
         member.punch.set_relay(has_relay);
         member.introduced = now;
@@ -160,17 +79,6 @@ impl Run {
         if let Some(more) = self.trouble_log.pass(now) {
             let id = u64::from_be_bytes(id.0);
             log::warn!("member {id:016x} is not talked to: {why} ({more} more lines)");
-        }
-    }
-
-    /// A server relays that did not, or had not said so: for those whom it has introduced.
-    fn relay_has_come(&mut self, relay: Relay) {
-        for member in self.members.iter_mut().flatten() {
-            let wants = self.config.relay && member.announcement.relay;
-            if wants && member.relay.is_none() && member.servers.contains(&relay.server) {
-                member.relay = Some(relay);
-                member.punch.set_relay(true);
-            }
         }
     }
 
@@ -221,24 +129,6 @@ impl Run {
             None => self.members.push(Some(member)),
         }
         Ok(slot)
-    }
-
-    /// The server has it no more. If a path is there, that says more than the server.
-    fn gone(&mut self, slot: usize, server: SocketAddr, events: &mut EventLoop, now: Instant) {
-        let Some(member) = self.member(slot) else { return };
-        let was_registered = member.is_registered();
-        member.servers.retain(|of_member| *of_member != server);
-        if member.is_registered() {
-            return;
-        }
-        match member.via {
-            Via::Nowhere | Via::Relay => self.remove(slot, "is gone", events),
-            Via::Direct(_) if was_registered => {
-                member.punch.recheck(now);
-                self.drive(slot, events, now);
-            }
-            Via::Direct(_) => {}
-        }
     }
 
     /// Forgets a member.

@@ -3,10 +3,11 @@
 
 use super::Forwarding;
 use super::counters::{Counters, DropReason};
-use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
+use super::network::receive_batch;
+use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::{Buffers, UdpSocket, any_port};
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::event_loop::EventLoop;
 use crate::state::flow_table::{Flow, FlowId, FlowTable};
 use crate::state::token_bucket::LogGate;
 use crate::wire::rendezvous::MemberId;
@@ -328,31 +329,4 @@ impl Serving {
 
 fn flow(number: u16, remote: SocketAddr, socket: usize, now: Instant) -> Flow {
     Flow { conid: number, address: remote, remote, socket, last_used: now, queries: None }
-}
-
-/// Whether there is something in `queue`.
-fn receive_batch(
-    socket: &UdpSocket,
-    token: Token,
-    queue: &mut ReceiveQueue,
-    events: &mut EventLoop,
-    counters: &Counters,
-) -> bool {
-    match socket.receive(queue) {
-        Ok(received) => {
-            if received == RECEIVE_BATCH {
-                events.again(token, Readiness::READABLE);
-            }
-            let kernel_drops = socket.new_kernel_drops(queue);
-            counters.drop(DropReason::ReceiveBufferFull, u64::from(kernel_drops));
-            true
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-        Err(_) => {
-            // An ICMP answer to an earlier datagram; the next call tells what waits behind it.
-            counters.icmp_errors.increment();
-            events.again(token, Readiness::READABLE);
-            false
-        }
-    }
 }

@@ -6,7 +6,7 @@ use boringtun::x25519;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// 32 bytes in base64, padding included.
@@ -14,8 +14,12 @@ pub const KEY_TEXT_LEN: usize = 44;
 
 /// More than any key and its line end; what is longer is another kind of file.
 const KEY_FILE_LEN_MAX: u64 = 1024;
-/// Group and others: may they read it?
-const OTHERS_READ: u32 = 0o044;
+/// May others read it, or the group?
+const OTHERS_READ: u32 = 0o004;
+const GROUP_READS: u32 = 0o040;
+/// Root's group. Who is in it is trusted as root is; and where a service manager lets one more user
+/// read a file of root's (systemd's credentials), the group's rights show what that one has (acl(5)).
+const ROOT_GROUP: u32 = 0;
 
 /// Why a text is no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +122,7 @@ fn bytes_of(text: &str) -> Result<[u8; 32], KeyError> {
 pub struct KeyFile {
     /// The key.
     pub key: PrivateKey,
-    /// The file's group or everybody may read it: to be warned of.
+    /// Everybody may read the file, or a group that is not root's: to be warned of.
     pub exposed: bool,
 }
 
@@ -129,8 +133,13 @@ pub struct KeyFile {
 pub fn read_key_file(path: &Path) -> io::Result<KeyFile> {
     let file = File::open(path)?;
     // Of the open file: another may have its name by now.
-    let mode = file.metadata()?.permissions().mode();
-    Ok(KeyFile { key: read_private_key(file)?, exposed: mode & OTHERS_READ != 0 })
+    let metadata = file.metadata()?;
+    let exposed = is_exposed(metadata.permissions().mode(), metadata.gid());
+    Ok(KeyFile { key: read_private_key(file)?, exposed })
+}
+
+fn is_exposed(mode: u32, group: u32) -> bool {
+    mode & OTHERS_READ != 0 || mode & GROUP_READS != 0 && group != ROOT_GROUP
 }
 
 /// Reads a private key up to the end.
@@ -222,7 +231,7 @@ mod tests {
         let missing = read_key_file(&path).unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
         fs::write(&path, format!("{PRIVATE_TEXT}\n")).unwrap();
-        for (mode, exposed) in [(0o600, false), (0o640, true), (0o604, true), (0o400, false)] {
+        for (mode, exposed) in [(0o600, false), (0o604, true), (0o400, false)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let file = read_key_file(&path).unwrap();
             assert_eq!((file.key.to_text().as_str(), file.exposed), (PRIVATE_TEXT, exposed));
@@ -234,6 +243,15 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
         }
         fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_exposed_to_its_group_unless_that_is_roots() {
+        for (mode, group, exposed) in
+            [(0o440, 0, false), (0o444, 0, true), (0o440, 1000, true), (0o600, 1000, false)]
+        {
+            assert_eq!(is_exposed(0o100_000 | mode, group), exposed, "{mode:o} {group}");
+        }
     }
 
     #[test]

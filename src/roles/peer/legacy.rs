@@ -6,17 +6,17 @@
 //! from then on every datagram but `PING` is a line of chat.
 
 use super::Config;
-use super::chat::{for_terminal, split_line};
 use super::counters::{Counters, DropReason};
-use super::network::Network;
+use super::network::{Network, receive_batch};
 use super::terminal::{Terminal, Typed};
+use super::text::{for_terminal, split_line};
 use crate::error::Error;
-use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
+use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::roles::destination::Destination;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::runtime::event_loop::EventLoop;
 use crate::wire::peer::LINE_LEN_MAX;
 use mio::Token;
 use std::collections::VecDeque;
@@ -58,8 +58,8 @@ struct Legacy {
     held: VecDeque<String>,
     /// Nothing more will be typed.
     input_ended: bool,
-    /// The user has left, or all is done.
-    ended: bool,
+    /// The user has left, or all is done: the exit code.
+    ended: Option<u8>,
     counters: Counters,
 }
 
@@ -98,7 +98,7 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<u8, Error> {
         terminal,
         held: VecDeque::new(),
         input_ended: false,
-        ended: false,
+        ended: None,
         counters,
     };
     let code = legacy.run(&mut frame)?;
@@ -114,8 +114,8 @@ impl Legacy {
                 let line = if self.peer.is_some() { "1 peer" } else { "no peer" };
                 (line.to_owned(), line.to_owned())
             };
-            if self.ended {
-                return Ok(0);
+            if let Some(code) = self.ended {
+                return Ok(code);
             }
             let deadline = self.give_up.map_or(self.next, |give_up| give_up.min(self.next));
             match frame.next_happening(Some(deadline), numbers)? {
@@ -171,8 +171,8 @@ impl Legacy {
 
     /// Does what was typed. Lines wait until somebody is there; who wants to leave may.
     fn obey(&mut self) {
-        if self.terminal.is_output_gone() {
-            self.ended = true;
+        if let Some(code) = self.terminal.must_end() {
+            self.ended = Some(code);
             return;
         }
         let held_max = if self.terminal.is_interactive() { HELD_MAX } else { 1 };
@@ -195,7 +195,9 @@ impl Legacy {
             }
         }
         // A pipe that ends early has been read for whoever comes.
-        self.ended |= self.input_ended && (self.is_talking() || self.terminal.is_interactive());
+        if self.input_ended && (self.is_talking() || self.terminal.is_interactive()) {
+            self.ended = Some(0);
+        }
     }
 
     fn send_held(&mut self) {
@@ -212,15 +214,8 @@ impl Legacy {
         let Some(socket) = self.network.number(token).and_then(|it| self.network.socket(it)) else {
             return;
         };
-        match socket.receive(queue) {
-            Ok(received) if received == RECEIVE_BATCH => events.again(token, Readiness::READABLE),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {
-                self.counters.icmp_errors.increment();
-                events.again(token, Readiness::READABLE);
-                return;
-            }
+        if !receive_batch(socket, token, queue, events, &self.counters) {
+            return;
         }
         let now = clock::now();
         for message in queue.messages() {

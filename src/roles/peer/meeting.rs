@@ -1,5 +1,5 @@
 //! The rendezvous servers: a registration at each of them, over each family in which it can be
-//! reached. Two members meet if they share one server that works.
+//! reached. Two members meet if they share one server that works, or if their servers share rooms.
 
 use super::network::{IPV4, IPV6, Network};
 use crate::roles::destination::Destination;
@@ -8,7 +8,8 @@ use crate::runtime::errands::Errands;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::state::backoff::Backoff;
 use crate::state::registration::{Registration, Step};
-use crate::wire::rendezvous::{Cookie, MemberId};
+use crate::wire::rendezvous::{MemberId, Pass, RoomId, write_endpoint};
+use blake2::{Blake2s256, Digest};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ pub(super) struct Place {
     pub(super) socket: u16,
     /// The server's endpoint.
     pub(super) endpoint: SocketAddr,
+    /// All that its name has in this family, in the order in which they are tried.
+    addresses: Vec<SocketAddr>,
     /// How far it is.
     pub(super) registration: Registration,
     /// The server carries datagrams between members.
@@ -65,18 +68,28 @@ pub(super) enum ToServer {
     /// For the registration.
     Step(Step),
     /// A call.
-    Call { tx: u64, cookie: Cookie, member: MemberId },
+    Call { tx: u64, pass: Pass, member: MemberId },
 }
 
 impl Place {
     /// A cookie that answers a call: the old one had expired. Returns whether it does.
-    pub(super) fn renew(&mut self, tx: u64, cookie: Cookie, now: Instant) -> bool {
+    pub(super) fn renew(&mut self, tx: u64, pass: Pass, now: Instant) -> bool {
         let Some(call) = self.calls.iter_mut().find(|call| call.tx == tx) else {
             return false;
         };
         call.next = now;
-        self.registration.renew(cookie);
+        self.registration.renew(pass);
         true
+    }
+
+    /// Goes on to the next address of a silent server; returns the old one.
+    fn turn(&mut self, now: Instant) -> Option<SocketAddr> {
+        let current = self.addresses.iter().position(|address| *address == self.endpoint);
+        let next = current.map_or(0, |current| (current + 1) % self.addresses.len());
+        let next = *self.addresses.get(next).filter(|next| **next != self.endpoint)?;
+        self.registration.restart(now);
+        (self.relay, self.seen) = (false, None);
+        Some(std::mem::replace(&mut self.endpoint, next))
     }
 
     fn due_call(&mut self, now: Instant, tx: u64) -> Option<ToServer> {
@@ -84,36 +97,51 @@ impl Place {
         if !self.registration.is_in() {
             return None;
         }
-        let cookie = self.registration.cookie()?;
+        let pass = self.registration.pass()?;
         let call = self.calls.iter_mut().find(|call| call.next <= now)?;
         call.tx = tx;
         call.left -= 1;
         call.next = now + call.retry.failed();
-        Some(ToServer::Call { tx, cookie, member: call.member })
+        Some(ToServer::Call { tx, pass, member: call.member })
     }
 }
 
 pub(super) struct Meeting {
+    room: RoomId,
     servers: Vec<Destination>,
     next_lookup: Vec<Instant>,
     errands: Errands,
     answers: Sender<Looked>,
     looked: Receiver<Looked>,
     places: Vec<Place>,
+    /// Servers that were silent, and whose place another one has taken.
+    left: Vec<SocketAddr>,
+}
+
+/// Brings the addresses of a name into the order in which a room's members try them: another one
+/// for each room, so that many rooms spread over servers, and the same one for all members of one.
+fn sort_for(room: RoomId, addresses: &mut [SocketAddr]) {
+    addresses.sort_by_cached_key(|address| {
+        let mut bytes = room.0.to_vec();
+        write_endpoint(&mut bytes, *address);
+        Blake2s256::digest(bytes)
+    });
 }
 
 impl Meeting {
     /// Starts looking the servers up.
-    pub(super) fn start(servers: &[Destination], wake: &Wake) -> io::Result<Meeting> {
+    pub(super) fn start(servers: &[Destination], room: RoomId, wake: &Wake) -> io::Result<Meeting> {
         let (answers, looked) = queue::bounded(LOOKUPS_MAX, wake);
         let now = clock::now();
         let mut meeting = Meeting {
+            room,
             servers: servers.to_vec(),
             next_lookup: vec![now; servers.len()],
             errands: Errands::start("peer:lookup", LOOKUPS_MAX, STACK)?,
             answers,
             looked,
             places: Vec::new(),
+            left: Vec::new(),
         };
         for server in 0..meeting.servers.len() {
             meeting.look_up(server, now);
@@ -143,7 +171,8 @@ impl Meeting {
         let answers: Vec<Looked> = self.looked.drain().collect();
         for Looked { server, found } in answers {
             match found {
-                Ok(found) => {
+                Ok(mut found) => {
+                    sort_for(self.room, &mut found);
                     for socket in [IPV4, IPV6] {
                         is_new |= self.settle(server, socket, &found, network, now);
                     }
@@ -158,7 +187,7 @@ impl Meeting {
         is_new
     }
 
-    /// A server's place over one socket: at the first address, or another one if that is silent.
+    /// A server's place over one socket: at the first address, until that is silent.
     fn settle(
         &mut self,
         server: usize,
@@ -167,21 +196,22 @@ impl Meeting {
         network: &Network,
         now: Instant,
     ) -> bool {
-        let mut fits =
+        let fits =
             found.iter().copied().filter(|address| network.number_for(*address) == Some(socket));
         let place =
             self.places.iter_mut().find(|place| place.server == server && place.socket == socket);
         let Some(place) = place else {
+            let addresses: Vec<SocketAddr> = fits.collect();
             // Two names of one server are one server.
             let is_known =
                 |endpoint: &SocketAddr| self.places.iter().any(|place| place.endpoint == *endpoint);
-            let Some(endpoint) = fits.find(|endpoint| !is_known(endpoint)) else {
-                return false;
-            };
+            let endpoint = addresses.iter().copied().find(|endpoint| !is_known(endpoint));
+            let Some(endpoint) = endpoint else { return false };
             self.places.push(Place {
                 server,
                 socket,
                 endpoint,
+                addresses,
                 registration: Registration::new(now),
                 relay: false,
                 seen: None,
@@ -189,16 +219,7 @@ impl Meeting {
             });
             return true;
         };
-        if !place.registration.is_silent() {
-            return false;
-        }
-        let addresses: Vec<SocketAddr> = fits.collect();
-        let current = addresses.iter().position(|address| *address == place.endpoint);
-        let next = current.map_or(0, |current| (current + 1) % addresses.len().max(1));
-        if let Some(endpoint) = addresses.get(next).filter(|next| **next != place.endpoint) {
-            place.endpoint = *endpoint;
-            place.registration.restart(now);
-        }
+        place.addresses = fits.collect();
         false
     }
 
@@ -209,6 +230,10 @@ impl Meeting {
         random: u64,
     ) -> Option<(u16, SocketAddr, ToServer)> {
         for at in 0..self.places.len() {
+            let place = self.places.get_mut(at)?;
+            if place.registration.is_silent() && place.registration.next_deadline() <= now {
+                self.left.extend(place.turn(now));
+            }
             let place = self.places.get_mut(at)?;
             if let Some(step) = place.registration.poll(now, random) {
                 let (socket, endpoint, server) = (place.socket, place.endpoint, place.server);
@@ -234,6 +259,11 @@ impl Meeting {
             calls.map(|call| call.next).chain([place.registration.next_deadline()])
         });
         due.chain(unresolved).min()
+    }
+
+    /// Servers that are asked no more, since this was called last.
+    pub(super) fn take_left(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.left)
     }
 
     /// Asks every server to introduce that member again.
@@ -275,5 +305,34 @@ impl Meeting {
         for place in &mut self.places {
             place.registration.hurry(now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_a_room_go_to_one_server_and_rooms_to_all() {
+        let of = |numbers: &[u8]| -> Vec<SocketAddr> {
+            numbers.iter().map(|number| ([192, 0, 2, *number], 12_345).into()).collect()
+        };
+        let mut firsts = [0; 4];
+        for number in 0..100 {
+            let room = RoomId([number; 16]);
+            let (mut one, mut other) = (of(&[0, 1, 2, 3]), of(&[2, 0, 3, 1]));
+            sort_for(room, &mut one);
+            sort_for(room, &mut other);
+            assert_eq!(one, other);
+            let first = (0..4).find(|number| of(&[*number])[0] == one[0]).unwrap();
+            firsts[usize::from(first)] += 1;
+            // Without the first the order is the same.
+            other.remove(0);
+            let mut rest = one.split_off(1);
+            rest.reverse();
+            sort_for(room, &mut rest);
+            assert_eq!(rest, other);
+        }
+        assert!(firsts.iter().all(|count| *count >= 10), "{firsts:?}");
     }
 }

@@ -59,8 +59,9 @@ pub(super) struct Member {
     pub(super) relay: Option<Relay>,
     /// This side starts handshakes.
     pub(super) leads: bool,
-    /// The servers that have it in the room.
-    pub(super) servers: Vec<SocketAddr>,
+    /// The servers that have introduced it, and whether it is registered there itself: then their
+    /// relay reaches it.
+    pub(super) servers: Vec<(SocketAddr, bool)>,
     /// Of our chat with it.
     pub(super) epoch: u64,
     /// Its greeting has come: what is said reaches it.

@@ -15,6 +15,7 @@
 //! One loop owns everything. A forwarded datagram is received in a batch, encrypted into one
 //! buffer, and leaves in a batch; nothing is allocated for it.
 
+mod answers;
 mod args;
 pub mod chat;
 mod counters;
@@ -40,6 +41,7 @@ mod send;
 mod start;
 mod talk;
 mod terminal;
+pub mod text;
 pub mod tunnel;
 
 pub use args::COMMAND;

@@ -1,10 +1,11 @@
 //! A peer's UDP sockets: one in each family for everything, and the extra ones of birthday probing.
 //! A socket's number is what [`crate::state::punch`] calls it.
 
-use super::counters::Counters;
+use super::counters::{Counters, DropReason};
+use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::udp::{Buffers, UdpSocket};
-use crate::runtime::event_loop::EventLoop;
+use crate::runtime::event_loop::{EventLoop, Readiness};
 use mio::{Interest, Token};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
@@ -196,5 +197,32 @@ impl Network {
         // In the order in which they are tried, should there be more than an announcement holds.
         endpoints.sort_by_key(SocketAddr::is_ipv4);
         endpoints
+    }
+}
+
+/// One `recvmmsg`: whether there is something in `queue` then.
+pub(super) fn receive_batch(
+    socket: &UdpSocket,
+    token: Token,
+    queue: &mut ReceiveQueue,
+    events: &mut EventLoop,
+    counters: &Counters,
+) -> bool {
+    match socket.receive(queue) {
+        Ok(received) => {
+            if received == RECEIVE_BATCH {
+                events.again(token, Readiness::READABLE);
+            }
+            let kernel_drops = socket.new_kernel_drops(queue);
+            counters.drop(DropReason::ReceiveBufferFull, u64::from(kernel_drops));
+            true
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+        Err(_) => {
+            // An ICMP answer to an earlier datagram; the next call tells what waits behind it.
+            counters.icmp_errors.increment();
+            events.again(token, Readiness::READABLE);
+            false
+        }
     }
 }

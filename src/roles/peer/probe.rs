@@ -16,16 +16,6 @@ pub enum ProbeError {
     Forged,
 }
 
-impl ProbeError {
-    /// The word for logs and counters.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ProbeError::Malformed => "malformed",
-            ProbeError::Forged => "forged",
-        }
-    }
-}
-
 /// Makes and verifies probes of a room.
 ///
 /// A captured probe verifies again when it is replayed. A pong counts only for a ping that waits

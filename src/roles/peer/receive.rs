@@ -1,19 +1,20 @@
 //! What arrives: from servers, from members directly or through a relay, and from local sockets.
 
-use super::chat::{Heard, for_terminal, name_for_terminal};
+use super::chat::Heard;
 use super::counters::{DropReason, PathKind};
 use super::identity::PublicKey;
 use super::member::{Member, Relay, Via};
+use super::network::receive_batch;
 use super::probe::ProbeError;
 use super::run::Run;
 use super::send::{answer, forward};
+use super::text::{for_terminal, name_for_terminal};
 use super::tunnel::{Addressee, Knock, Outcome, Refusal, addressee};
-use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
-use crate::runtime::event_loop::{EventLoop, Readiness};
+use crate::net::sys::mmsg::receive::ReceiveQueue;
+use crate::runtime::event_loop::EventLoop;
 use crate::wire::peer::{Kind, Message, PROBE_MAGIC, Probe, ProbeKind, parse_greeting};
 use crate::wire::rendezvous::is_rendezvous;
 use mio::Token;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -36,7 +37,7 @@ impl Source {
 }
 
 impl Run {
-    /// One `recvmmsg` on a socket to the outside, and what came by it.
+    /// A batch of a socket to the outside.
     pub(super) fn receive(
         &mut self,
         number: u16,
@@ -48,19 +49,9 @@ impl Run {
         let Some(socket) = self.network.socket(number) else {
             return;
         };
-        match socket.receive(queue) {
-            Ok(received) if received == RECEIVE_BATCH => events.again(token, Readiness::READABLE),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {
-                // An ICMP answer to an earlier datagram.
-                self.counters.icmp_errors.increment();
-                events.again(token, Readiness::READABLE);
-                return;
-            }
+        if !receive_batch(socket, token, queue, events, &self.counters) {
+            return;
         }
-        let kernel_drops = socket.new_kernel_drops(queue);
-        self.counters.drop(DropReason::ReceiveBufferFull, u64::from(kernel_drops));
         for message in queue.messages() {
             let Some(from) = message.source else { continue };
             for datagram in message.datagrams() {

@@ -19,13 +19,15 @@ use crate::net::random;
 use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::roles::frame::{Frame, Happening, WAKE};
+use crate::roles::member_key::Secret;
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::state::punch::interface::Families;
 use crate::state::punch::prospects::NatFacts;
 use crate::state::registration::Step;
 use crate::state::token_bucket::LogGate;
-use crate::wire::rendezvous::{MemberId, Request, Token as MemberToken, write_request};
+use crate::wire::rendezvous::request::{Request, Wish, write_request};
+use crate::wire::rendezvous::{MemberId, Pass};
 use mio::Token;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -45,7 +47,8 @@ pub(super) struct Run {
     pub(super) handshakes: Handshakes,
     pub(super) pins: Pins,
     pub(super) me: MemberId,
-    pub(super) token: MemberToken,
+    /// Towards servers.
+    pub(super) secret: Secret,
     pub(super) network: Network,
     pub(super) outbox: Outbox,
     pub(super) meeting: Meeting,
@@ -171,6 +174,9 @@ impl Run {
                 self.send_request(socket, server, &request);
             }
             self.meeting.retry_lookups(now);
+            for server in self.meeting.take_left() {
+                self.server_left(server, now);
+            }
         }
         if now >= self.next_address_check {
             self.next_address_check = now + ADDRESS_CHECK;
@@ -238,18 +244,38 @@ impl Run {
     }
 
     fn send_request(&mut self, socket: u16, server: SocketAddr, request: &ToServer) {
-        let (room, token) = (self.keys.id, self.token);
-        let request = match *request {
-            ToServer::Step(Step::Hello { tx }) => Request::Hello { tx, room },
-            ToServer::Step(Step::Register { tx, cookie, rtt_ms }) => {
-                Request::Register { tx, cookie, room, token, rtt_ms, sealed: &self.sealed }
+        match *request {
+            ToServer::Step(Step::Hello { tx }) => {
+                self.outbox.add(socket, server, |bytes| {
+                    write_request(bytes, &Request::Hello { tx });
+                    true
+                });
             }
-            ToServer::Call { tx, cookie, member } => {
-                Request::Call { tx, cookie, room, token, member }
+            ToServer::Step(Step::Register { tx, pass, rtt_ms }) => {
+                let sealed = std::mem::take(&mut self.sealed);
+                let wish = Wish::Register { rtt_ms, sealed: &sealed };
+                self.ask((socket, server), (tx, pass), &wish);
+                self.sealed = sealed;
             }
+            ToServer::Call { tx, pass, member } => {
+                self.ask((socket, server), (tx, pass), &Wish::Call { member });
+            }
+        }
+    }
+
+    /// Asks a server what nobody else can read.
+    fn ask(
+        &mut self,
+        (socket, server): (u16, SocketAddr),
+        (tx, pass): (u64, Pass),
+        wish: &Wish<'_>,
+    ) {
+        let Some(cipher) = self.secret.towards(pass.server) else {
+            return log::debug!("the key of {server} is none");
         };
+        let room = self.keys.id;
         self.outbox.add(socket, server, |bytes| {
-            write_request(bytes, &request);
+            cipher.write(bytes, tx, pass, room, wish);
             true
         });
     }
@@ -268,18 +294,15 @@ impl Run {
         for slot in 0..self.members.len() {
             self.say_bye(slot);
         }
-        let (room, token) = (self.keys.id, self.token);
         let places: Vec<_> = self
             .meeting
             .entered()
-            .filter_map(|place| Some((place.socket, place.endpoint, place.registration.cookie()?)))
+            .filter_map(|place| Some((place.socket, place.endpoint, place.registration.pass()?)))
             .collect();
-        for (socket, server, cookie) in places {
-            let Some(tx) = random_number() else { continue };
-            self.outbox.add(socket, server, |bytes| {
-                write_request(bytes, &Request::Leave { tx, cookie, room, token });
-                true
-            });
+        for (socket, server, pass) in places {
+            if let Some(tx) = random_number() {
+                self.ask((socket, server), (tx, pass), &Wish::Leave);
+            }
         }
         self.outbox.flush(&mut self.network, &self.counters);
     }

@@ -8,7 +8,8 @@ use super::tunnel::{BUFFER_LEN_MIN, NotSent, OVERHEAD};
 use crate::net::sys::mmsg::send::SendReport;
 use crate::net::udp::UdpSocket;
 use crate::wire::peer::{MESSAGE_HEADER_LEN, Message};
-use crate::wire::rendezvous::{MemberId, Request, write_request};
+use crate::wire::rendezvous::MemberId;
+use crate::wire::rendezvous::request::{Request, write_request};
 
 impl Counters {
     /// What became of forwarded datagrams on their way to a local socket.

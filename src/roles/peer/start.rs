@@ -18,12 +18,11 @@ use crate::error::Error;
 use crate::net::random;
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::roles::frame::{FIRST_OWN, Frame};
-use crate::roles::member_id::member_of;
+use crate::roles::member_key::{Secret, member_of};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::state::punch::prospects::NatFacts;
 use crate::state::token_bucket::LogGate;
-use crate::wire::rendezvous::Token as MemberToken;
 use mio::Token;
 use std::fs::File;
 use std::io::{self, Read};
@@ -42,7 +41,7 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
     let (room, is_new) = room(&config)?;
     let cannot_derive = || format!("cannot make the keys of room {}", room.name());
     let keys = room.keys().map_err(io::Error::other).map_err(Error::while_doing(cannot_derive))?;
-    let token = MemberToken(random()?);
+    let secret = Secret::from_random(random()?);
     let mut frame = Frame::new(config.common.metrics, None)?;
     let counters = Counters::new(&mut frame.registry);
     let events = &mut frame.events;
@@ -64,7 +63,7 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
         .serve
         .map(|service| Serving::new(service, &config.forwarding, first_served));
     let wake = frame.wake()?;
-    let meeting = Meeting::start(&config.servers, &wake)
+    let meeting = Meeting::start(&config.servers, keys.id, &wake)
         .map_err(Error::while_doing(|| "cannot start a thread"))?;
     let mut terminal = Terminal::start(&wake, config.forwarding.is_any())?;
     frame.ready(startup)?;
@@ -74,14 +73,14 @@ pub(super) fn serve(config: Config, startup: Startup) -> Result<u8, Error> {
     let mut run = Run {
         probes: ProbeAuth::new(&keys),
         pins: Pins::new(config.peer_keys.clone()),
-        me: member_of(token),
+        me: member_of(secret.member_key()),
         endpoints: network.own_endpoints(),
         registers_from: if config.hard { now + DETECTION_WAITS } else { now },
         config,
         counters,
         keys,
         handshakes,
-        token,
+        secret,
         network,
         outbox: Outbox::default(),
         meeting,

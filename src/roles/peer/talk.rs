@@ -1,9 +1,10 @@
 //! Lines of chat: what was typed, what became of it, and the commands of a terminal.
 
-use super::chat::{Due, split_line};
+use super::chat::Due;
 use super::member::{Member, Via};
 use super::run::Run;
 use super::terminal::{self, Typed};
+use super::text::split_line;
 use crate::wire::peer::{Kind, LINE_LEN_MAX, Message};
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -19,8 +20,8 @@ impl Run {
     /// Does what was typed. In a pipe, a line waits until somebody is there and has room for it, and
     /// the pipe with it.
     pub(super) fn read_terminal(&mut self, now: Instant) {
-        if self.terminal.is_output_gone() {
-            self.exit = Some(0);
+        if let Some(code) = self.terminal.must_end() {
+            self.exit = Some(code);
             return;
         }
         loop {

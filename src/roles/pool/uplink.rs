@@ -9,9 +9,9 @@ use super::link::{Link, STREAM, Sink};
 use super::route::Route;
 use super::server::STREAM_OPTIONS;
 use crate::net::random;
-use crate::net::stream::{ReadAhead, Socket, Stream};
-use crate::net::tcp;
+use crate::net::stream::Stream;
 use crate::net::tls_failure::{in_plain_words, is_certificate_refused};
+use crate::roles::connect::{self, Failed, Target};
 use crate::roles::lookup;
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
@@ -19,9 +19,7 @@ use crate::runtime::queue::{self, Receiver, Sender, Wake};
 use crate::state::address_order;
 use crate::state::redial::{Outcome, Redial};
 use crate::wire::pool::SessionId;
-use mio::Interest;
-use native_tls::HandshakeError;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -196,18 +194,22 @@ impl Uplink {
         deadline: Instant,
     ) -> Result<Option<Stream>, Failure> {
         let route = Arc::clone(&self.route);
-        let failed = |error: io::Error| (SetUpFailure::Connect, format!("{address}: {error}"));
-        let mut socket =
-            Socket::new(tcp::connect(address, &STREAM_OPTIONS, route.mark).map_err(failed)?);
-        self.events
-            .register(&mut socket, STREAM, Interest::READABLE | Interest::WRITABLE)
-            .map_err(failed)?;
-        let mut stream = match self.shake_hands(&route, &socket, address, deadline) {
+        let tls = route.tls();
+        let target = Target {
+            address,
+            options: &STREAM_OPTIONS,
+            mark: route.mark,
+            tls: tls.as_ref().map(|tls| (&tls.connector, tls.server_name.as_str())),
+        };
+        let words = &self.words;
+        let connected =
+            connect::connect(&mut self.events, STREAM, &target, deadline, &|| words.is_closed());
+        let mut stream = match connected {
             Ok(Some(stream)) => stream,
-            other => {
-                // The socket is closed next, which ends the watching in any case.
-                let _ = self.events.deregister(&mut socket, STREAM);
-                return other;
+            Ok(None) => return Ok(None),
+            Err(failed) => {
+                let name = tls.as_ref().map_or("", |tls| tls.server_name.as_str());
+                return Err(failure_of(failed, address, name));
             }
         };
         if route.sends_session_id {
@@ -218,72 +220,11 @@ impl Uplink {
                         let text = word.to_string();
                         (kind_of(&text), format!("{address}: {}", in_plain_words(&text)))
                     }
-                    None => failed(error),
+                    None => failure_of(Failed::Connect(error), address, ""),
                 });
             }
         }
         Ok(Some(stream))
-    }
-
-    fn shake_hands(
-        &mut self,
-        route: &Route,
-        socket: &Socket,
-        address: SocketAddr,
-        deadline: Instant,
-    ) -> Result<Option<Stream>, Failure> {
-        if !self.await_stream(address, deadline)? {
-            return Ok(None);
-        }
-        let refused = |error: io::Error| (SetUpFailure::Connect, format!("{address}: {error}"));
-        if let Some(error) = socket.tcp().take_error().map_err(refused)? {
-            return Err(refused(error));
-        }
-        socket.tcp().peer_addr().map_err(refused)?;
-        let Some(tls) = route.tls() else {
-            return Ok(Some(Stream::Plain(socket.clone())));
-        };
-        let failed = |error: &native_tls::Error| {
-            let text = error.to_string();
-            let cause = in_plain_words(&text);
-            (kind_of(&text), format!("{address}: TLS with {}: {cause}", tls.server_name))
-        };
-        let mut result = tls.connector.connect(&tls.server_name, ReadAhead::new(socket.clone()));
-        loop {
-            match result {
-                Ok(stream) => return Ok(Some(Stream::Client(Box::new(stream)))),
-                Err(HandshakeError::Failure(error)) => return Err(failed(&error)),
-                Err(HandshakeError::WouldBlock(half)) => {
-                    if !self.await_stream(address, deadline)? {
-                        return Ok(None);
-                    }
-                    result = half.handshake();
-                }
-            }
-        }
-    }
-
-    /// Waits for news of the stream; false when the uplink is to end.
-    fn await_stream(&mut self, address: SocketAddr, deadline: Instant) -> Result<bool, Failure> {
-        loop {
-            let now = clock::now();
-            if now >= deadline {
-                return Err((SetUpFailure::Timeout, format!("{address}: no answer in time")));
-            }
-            self.events
-                .wait(Some(clock::until(deadline, now)))
-                .map_err(|error| (SetUpFailure::System, error.to_string()))?;
-            let mut has_news = false;
-            while let Some((token, _)) = self.events.next_ready() {
-                has_news |= token == STREAM;
-            }
-            if self.words.is_closed() {
-                return Ok(false);
-            }
-            if has_news {
-                return Ok(true);
-            }
-        }
     }
 
     /// Carries datagrams until the connection ends. A failure if it has never been one: a server
@@ -341,6 +282,18 @@ impl Uplink {
         // A main thread that has gone needs no telling.
         let _ = self.to_main.send_waiting(ToMain::Down { flow: self.flow, id: self.serial });
         (outcome, refusal)
+    }
+}
+
+fn failure_of(failed: Failed, address: SocketAddr, tls_name: &str) -> Failure {
+    match failed {
+        Failed::Connect(error) => (SetUpFailure::Connect, format!("{address}: {error}")),
+        Failed::Timeout => (SetUpFailure::Timeout, format!("{address}: no answer in time")),
+        Failed::Tls(text) => {
+            let cause = in_plain_words(&text);
+            (kind_of(&text), format!("{address}: TLS with {tls_name}: {cause}"))
+        }
+        Failed::System(error) => (SetUpFailure::System, error.to_string()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The role's options, and what they come to.
 
 use super::Config;
+use super::store_url::StoreUrl;
 use crate::cli::common::{COMMON, common};
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::table::{Command, Opt, Takes};
@@ -107,6 +108,15 @@ const LIMITS: &[Opt] = &[
         Some("60"),
         "A member that has not refreshed its registration for so long is gone, 4 s to 18 h. Members \
          are asked to refresh at a quarter of it, or every 15 seconds if that is sooner.",
+    ),
+    Opt::value(
+        &["--registry"],
+        "URL",
+        None,
+        "Share the rooms with other servers through this Redis, 6.0 or later: \
+         redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// over TLS. All servers should have \
+         the same --expiry. While it is not there, rooms are this server's alone. Others on this host \
+         see options: UDPFERRY_REGISTRY in the environment hides a password.",
     ),
     Opt::value(
         &["--source-rate"],
@@ -217,6 +227,7 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
         },
         refresh: (expiry / 4).min(REFRESH_MAX),
         relays: m.flag("--relay"),
+        store: m.one("--registry", StoreUrl::parse)?,
         plain: (!m.flag("--no-legacy")).then_some(plain),
         source_rate: m.required("--source-rate", |text| whole(text, 0, 1_000_000_000))?,
         sources_max,
@@ -359,6 +370,7 @@ mod tests {
     #[test]
     fn wrong_values_are_refused() {
         for wrong in [
+            "--registry=host",
             "--stun-port=12345",
             "--stun-port=0",
             "--max-members=256",

@@ -10,6 +10,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DropReason {
     Malformed,
+    NotAuthentic,
     NoRequest,
     SourceRate,
     NoLegacy,
@@ -27,8 +28,9 @@ pub(super) enum DropReason {
 
 impl DropReason {
     /// In order of declaration, with the metrics labels.
-    const LABELS: [&'static str; 14] = [
+    const LABELS: [&'static str; 15] = [
         "malformed",
+        "not-authentic",
         "no-request",
         "source-rate",
         "no-legacy",
@@ -59,6 +61,38 @@ impl From<NotRelayed> for DropReason {
             NotRelayed::TotalRate => DropReason::RelayTotalRate,
         }
     }
+}
+
+/// Why there is no connection to the store of shared rooms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StoreFailure {
+    Lookup,
+    Connect,
+    Refused,
+    Silent,
+    Lost,
+}
+
+impl StoreFailure {
+    /// In order of declaration, with the metrics labels.
+    const LABELS: [&'static str; 5] = ["lookup", "connect", "refused", "silent", "lost"];
+}
+
+/// Why something is not shared with other servers, or not heard of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StoreDrop {
+    Down,
+    QueueFull,
+    AnswersFull,
+    Refused,
+    Malformed,
+    NoRoom,
+}
+
+impl StoreDrop {
+    /// In order of declaration, with the metrics labels.
+    const LABELS: [&'static str; 6] =
+        ["down", "queue-full", "answers-full", "refused", "malformed", "no-room"];
 }
 
 /// What a client wants.
@@ -92,6 +126,12 @@ pub(super) struct Counters {
     pub(super) introductions: Arc<Counter>,
     pub(super) introductions_withheld: Arc<Counter>,
     pub(super) plain_pairs: Arc<Counter>,
+    pub(super) store_up: Arc<Gauge>,
+    pub(super) members_elsewhere: Arc<Gauge>,
+    pub(super) store_written: Arc<Counter>,
+    pub(super) store_messages: Arc<Counter>,
+    store_failures: [Arc<Counter>; StoreFailure::LABELS.len()],
+    store_dropped: [Arc<Counter>; StoreDrop::LABELS.len()],
     requests: [Arc<Counter>; Asked::LABELS.len()],
     refused: [Arc<Counter>; 2],
     answers: Arc<Counter>,
@@ -120,7 +160,21 @@ impl Counters {
             let help = "Datagrams dropped, by reason.";
             labelled("udpferry_rendezvous_datagrams_dropped_total", help, ("reason", reason))
         });
+        let store_failures = StoreFailure::LABELS.map(|reason| {
+            let help = "Connections to the registry that failed, by reason.";
+            labelled("udpferry_rendezvous_registry_failures_total", help, ("reason", reason))
+        });
+        let store_dropped = StoreDrop::LABELS.map(|reason| {
+            let help = "What was not shared with other servers or not heard of them, by reason.";
+            labelled("udpferry_rendezvous_registry_dropped_total", help, ("reason", reason))
+        });
         let mut gauge = |name, help| registry.gauge(name, help);
+        let store_up =
+            gauge("udpferry_rendezvous_registry_up", "1 while the registry is connected.");
+        let members_elsewhere = gauge(
+            "udpferry_rendezvous_members_elsewhere",
+            "Members at other servers, of rooms that have some here.",
+        );
         let rooms = gauge("udpferry_rendezvous_rooms", "Rooms now.");
         let members = gauge("udpferry_rendezvous_members", "Members of all rooms now.");
         let introductions_pending = gauge(
@@ -159,7 +213,19 @@ impl Counters {
                 "udpferry_rendezvous_plain_answers_total",
                 "Plain clients told of their partner.",
             ),
+            store_written: counter(
+                "udpferry_rendezvous_registry_written_total",
+                "Members written into the registry.",
+            ),
+            store_messages: counter(
+                "udpferry_rendezvous_registry_messages_total",
+                "Messages of other servers by way of the registry.",
+            ),
             answers: counter("udpferry_rendezvous_datagrams_sent_total", "Datagrams sent."),
+            store_up,
+            members_elsewhere,
+            store_failures,
+            store_dropped,
             requests,
             refused,
             bytes_received,
@@ -171,6 +237,16 @@ impl Counters {
     pub(super) fn dropped(&self, reason: DropReason, count: usize) {
         if count > 0 {
             self.dropped[reason as usize].add(count as u64);
+        }
+    }
+
+    pub(super) fn store_failed(&self, reason: StoreFailure) {
+        self.store_failures[reason as usize].increment();
+    }
+
+    pub(super) fn store_dropped(&self, reason: StoreDrop, count: usize) {
+        if count > 0 {
+            self.store_dropped[reason as usize].add(count as u64);
         }
     }
 

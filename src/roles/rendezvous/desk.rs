@@ -2,13 +2,14 @@
 //! source has asked too often.
 
 use super::Config;
+use super::boxes::Boxes;
 use super::counters::{Asked, Counters, DropReason};
 use super::outbox::Outbox;
 use super::own::chance;
 use super::sockets::Sockets;
+use super::store::Store;
 use crate::error::Error;
 use crate::roles::cookie::Cookies;
-use crate::runtime::metrics;
 use crate::state::contact::Contact;
 use crate::state::pairing::{Pairing, Partner};
 use crate::state::registry::Registry;
@@ -16,17 +17,23 @@ use crate::state::registry::outcome::Notice;
 use crate::state::source_rate::SourceRate;
 use crate::state::token_bucket::LogGate;
 use crate::wire::{rendezvous, stun};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Everything that answering takes.
 pub(super) struct Desk {
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     pub(super) outbox: Outbox,
     pub(super) sockets: Sockets,
     pub(super) cookies: Cookies,
+    pub(super) boxes: Boxes,
+    /// Decrypted requests; kept, for its memory.
+    pub(super) plain: Vec<u8>,
     pub(super) registry: Registry,
     /// What the registry wants to be sent; kept, for its memory.
     pub(super) notices: Vec<Notice>,
+    /// Where the rooms are shared, if they are.
+    pub(super) store: Option<Store>,
     pub(super) pairing: Option<Pairing>,
     /// Whom the pairing wants to be told; kept, for its memory.
     pub(super) told: Vec<Partner>,
@@ -43,16 +50,24 @@ impl Desk {
     pub(super) fn new(
         config: &Config,
         sockets: Sockets,
-        registry: &mut metrics::Registry,
+        counters: Arc<Counters>,
+        store: Option<Store>,
         now: Instant,
     ) -> Result<Desk, Error> {
+        let mut registry = Registry::new(config.limits);
+        if let Some(store) = &store {
+            registry.share(store.id());
+        }
         Ok(Desk {
-            counters: Counters::new(registry),
+            counters,
             outbox: Outbox::default(),
             sockets,
             cookies: Cookies::new(now)?,
-            registry: Registry::new(config.limits),
+            boxes: Boxes::new()?,
+            plain: Vec::new(),
+            registry,
             notices: Vec::new(),
+            store,
             pairing: config.plain.map(Pairing::new),
             told: Vec::new(),
             relays: config.relays,
@@ -128,6 +143,7 @@ impl Desk {
         self.send(now);
         self.counters.rooms.set(whole(self.registry.rooms()));
         self.counters.members.set(whole(self.registry.members()));
+        self.counters.members_elsewhere.set(whole(self.registry.members_elsewhere()));
         self.counters.introductions_pending.set(whole(self.registry.introductions()));
         self.counters.plain_waiting.set(whole(self.pairing.as_ref().map_or(0, Pairing::waiting)));
     }

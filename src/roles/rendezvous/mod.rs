@@ -1,24 +1,28 @@
 //! Where hosts behind NATs find each other ([`crate::wire::rendezvous`]), and a STUN server.
 //!
 //! ```text
-//!                      "rendezvous" main, the only thread
+//!                      "rendezvous" main, the only thread without --registry
 //!
 //!   UDP sockets --recvmmsg--> desk: which language?
 //!     --listen-addr             STUN   stun   nothing to remember, unless two addresses
-//!     --stun-port               ours   own    cookie -> state::registry (rooms, introductions)
+//!     --stun-port               ours   own    cookie, key -> state::registry (rooms, introductions)
 //!     --alternate-addr          text   plain  state::pairing (first come, first paired)
 //!                                |
 //!               <--sendmmsg-- outbox: all answers of a batch in one arena, each with the socket
 //!                                     and the address that the client knows us by
 //!
 //!   deadlines: members that expire, introductions to repeat, clients that waited too long
+//!   --registry: "rendezvous:reg0" and its queues, where several servers share their rooms (store)
 //! ```
 //!
-//! There is no queue: what the kernel's socket buffers do not hold is dropped, and counted. The
+//! Towards clients there is no queue: what the kernel's socket buffers do not hold is dropped, and counted. The
 //! arena and the lists are kept from batch to batch, so that a datagram takes no memory.
 
 mod args;
+mod boxes;
 mod check;
+// Without redis there is no store that could be counted, or told anything.
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 mod counters;
 mod desk;
 mod outbox;
@@ -27,7 +31,11 @@ mod plain;
 mod probe;
 mod selftest;
 mod server;
+mod sharing;
 mod sockets;
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
+mod store;
+mod store_url;
 mod stun;
 
 pub use args::COMMAND;
@@ -45,6 +53,7 @@ use crate::state::registry::limits::Limits;
 use counters::Counters;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use store_url::StoreUrl;
 
 /// The port of the classroom demo that this grew from.
 const DEFAULT_PORT: u16 = 12_345;
@@ -62,6 +71,8 @@ struct Config {
     limits: Limits,
     refresh: Duration,
     relays: bool,
+    /// Where the rooms are shared, if they are.
+    store: Option<StoreUrl>,
     /// None: text is refused.
     plain: Option<PairingLimits>,
     source_rate: u32,

@@ -1,15 +1,16 @@
 //! Our own protocol: cookies, rooms, introductions, the relay.
 
+use super::boxes::STRANGER_WEIGHT;
 use super::counters::{Asked, DropReason};
 use super::desk::Desk;
 use crate::net::random;
-use crate::roles::member_id::member_of;
+use crate::roles::member_key::member_of;
 use crate::state::contact::Contact;
 use crate::state::registry::Entry;
 use crate::state::registry::outcome::{Called, Notice};
-use crate::wire::rendezvous::{
-    Answer, Cookie, MemberId, RELAY_HEADER_LEN, Request, RoomId, Token, parse_request, write_answer,
-};
+use crate::wire::rendezvous::answer::{Answer, Introduced, write_answer};
+use crate::wire::rendezvous::request::{Boxed, RELAY_HEADER_LEN, Request, Wish, parse_request};
+use crate::wire::rendezvous::{Cookie, MemberId, Pass, RoomId};
 use std::time::{Duration, Instant};
 
 impl Desk {
@@ -26,40 +27,64 @@ impl Desk {
             return;
         }
         match request {
-            Request::Hello { tx, .. } => {
+            Request::Hello { tx } => {
                 self.asked(Asked::Hello);
                 self.offer_cookie(now, from, tx);
             }
-            Request::Register { tx, cookie, room, token, rtt_ms, sealed } => {
-                self.asked(Asked::Register);
-                if self.is_proven(now, from, tx, cookie) {
-                    let member = member_of(token);
-                    let entry = Entry { room, member, contact: from, rtt_ms, sealed };
-                    self.register(now, tx, &entry);
-                }
-            }
+            Request::Boxed(boxed) => self.open(now, from, &boxed),
             Request::Introduced { introduction } => {
                 self.asked(Asked::Introduced);
                 if !self.registry.acknowledge(from.endpoint, introduction) {
                     self.refuse(now, from, DropReason::UnknownIntroduction);
                 }
             }
-            Request::Call { tx, cookie, room, token, member } => {
-                self.asked(Asked::Call);
-                if self.is_proven(now, from, tx, cookie) {
-                    self.call(now, from, room, token, member);
-                }
-            }
-            Request::Leave { tx, cookie, room, token } => {
-                self.asked(Asked::Leave);
-                if self.is_proven(now, from, tx, cookie) {
-                    self.registry.leave(room, member_of(token), &mut self.notices);
-                    // Also who is not there any more, and asks again.
-                    self.say(from, &Answer::Left { tx });
-                    self.deliver(now);
-                }
-            }
             Request::Relay { .. } => {}
+        }
+    }
+
+    fn open(&mut self, now: Instant, from: Contact, boxed: &Boxed<'_>) {
+        if !self.is_proven(now, from, boxed.tx, boxed.cookie) {
+            return;
+        }
+        if !self.boxes.knows(boxed.key) && !self.admit(now, from, STRANGER_WEIGHT - 1) {
+            return;
+        }
+        // Out of the way of the borrows, and back again.
+        let mut plain = std::mem::take(&mut self.plain);
+        match self.boxes.open(boxed, &mut plain) {
+            Some((room, wish)) => {
+                self.grant(now, from, boxed.tx, (room, member_of(boxed.key)), &wish);
+            }
+            None => self.refuse(now, from, DropReason::NotAuthentic),
+        }
+        self.plain = plain;
+    }
+
+    fn grant(
+        &mut self,
+        now: Instant,
+        from: Contact,
+        tx: u64,
+        (room, member): (RoomId, MemberId),
+        wish: &Wish<'_>,
+    ) {
+        match *wish {
+            Wish::Register { rtt_ms, sealed } => {
+                self.asked(Asked::Register);
+                let entry = Entry { room, member, contact: from, rtt_ms, sealed };
+                self.register(now, tx, &entry);
+            }
+            Wish::Call { member: called } => {
+                self.asked(Asked::Call);
+                self.call(now, from, room, (member, called));
+            }
+            Wish::Leave => {
+                self.asked(Asked::Leave);
+                self.registry.leave(room, member, &mut self.notices);
+                // Also who is not there any more, and asks again.
+                self.say(from, &Answer::Left { tx });
+                self.deliver(now);
+            }
         }
     }
 
@@ -73,11 +98,12 @@ impl Desk {
     fn offer_cookie(&mut self, now: Instant, to: Contact, tx: u64) {
         let silence = self.registry.silence(to.endpoint);
         let cookie = Cookie(self.cookies.make(now, to.endpoint, silence));
-        self.say(to, &Answer::Cookie { tx, cookie, endpoint: to.endpoint });
+        let pass = Pass { cookie, server: self.boxes.key() };
+        self.say(to, &Answer::Cookie { tx, pass, endpoint: to.endpoint });
     }
 
-    /// Whether the cookie counts, which one of before the endpoint fell silent does not; if not, another one is offered, in fewer bytes than any request
-    /// with a cookie has.
+    /// Whether the cookie counts, which one of before the endpoint fell silent does not; if not,
+    /// another one is offered, in fewer bytes than any request with a cookie has.
     fn is_proven(&mut self, now: Instant, from: Contact, tx: u64, cookie: Cookie) -> bool {
         let silence = self.registry.silence(from.endpoint);
         let counts = self.cookies.counts(now, from.endpoint, silence, cookie.0);
@@ -110,9 +136,8 @@ impl Desk {
         self.deliver(now);
     }
 
-    fn call(&mut self, now: Instant, from: Contact, room: RoomId, token: Token, called: MemberId) {
-        let caller = member_of(token);
-        let pair = (caller, called);
+    fn call(&mut self, now: Instant, from: Contact, room: RoomId, pair: (MemberId, MemberId)) {
+        let (caller, called) = pair;
         match self.registry.call(now, room, pair, &mut chance, &mut self.notices) {
             Called::Introduced | Called::Pending => {}
             Called::NotThere => self.say(from, &Answer::Gone { member: called }),
@@ -139,12 +164,15 @@ impl Desk {
         for notice in notices.drain(..) {
             match notice {
                 Notice::Introduce { introduction, start_ms, to, about } => {
-                    let Some((member, endpoints, sealed)) = self.registry.announcement(about)
-                    else {
-                        continue;
-                    };
-                    let answer =
-                        Answer::Introduce { introduction, start_ms, member, endpoints, sealed };
+                    let Some(about) = self.registry.announcement(about) else { continue };
+                    let answer = Answer::Introduce(Introduced {
+                        introduction,
+                        start_ms,
+                        member: about.member,
+                        is_here: about.is_here,
+                        endpoints: about.endpoints,
+                        sealed: about.sealed,
+                    });
                     for contact in to.into_iter().flatten() {
                         self.outbox.add(contact, |bytes| {
                             write_answer(bytes, &answer);
@@ -157,6 +185,9 @@ impl Desk {
                     for contact in to.into_iter().flatten() {
                         self.say(contact, &Answer::Gone { member });
                     }
+                }
+                Notice::Share { .. } | Notice::Unshare { .. } | Notice::Call { .. } => {
+                    self.share(&notice);
                 }
             }
             if self.outbox.is_full() {

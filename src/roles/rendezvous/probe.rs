@@ -1,10 +1,11 @@
 //! A blocking client, for `check` and `selftest`.
 
 use crate::net::random;
+use crate::roles::member_key::Secret;
 use crate::runtime::clock;
-use crate::wire::rendezvous::{
-    Answer, Cookie, DATAGRAM_LEN_MAX, MemberId, Request, RoomId, Token, parse_answer, write_request,
-};
+use crate::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
+use crate::wire::rendezvous::request::{Request, Wish, write_request};
+use crate::wire::rendezvous::{DATAGRAM_LEN_MAX, MemberId, Pass, RoomId};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -22,8 +23,8 @@ pub(super) struct Probe {
     socket: UdpSocket,
     timeout: Duration,
     room: RoomId,
-    token: Token,
-    cookie: Cookie,
+    secret: Secret,
+    pass: Option<Pass>,
 }
 
 /// What the server said to a registration.
@@ -44,8 +45,8 @@ impl Probe {
     ) -> io::Result<Probe> {
         let socket = UdpSocket::bind(crate::net::udp::any_port(server))?;
         socket.connect(server)?;
-        let token = Token(random::bytes()?);
-        Ok(Probe { socket, timeout, room, token, cookie: Cookie([0; 16]) })
+        let secret = Secret::from_random(random::bytes()?);
+        Ok(Probe { socket, timeout, room, secret, pass: None })
     }
 
     /// Our own endpoint, without any NAT.
@@ -56,24 +57,22 @@ impl Probe {
     /// Asks for a cookie and returns where the server sees us.
     pub(super) fn hello(&mut self) -> io::Result<SocketAddr> {
         let tx = random_tx()?;
-        let request = Request::Hello { tx, room: self.room };
-        let (cookie, endpoint) =
-            self.ask(&written(&request), |datagram| match parse_answer(datagram) {
-                Some(Answer::Cookie { tx: of, cookie, endpoint }) if of == tx => {
-                    Some(Ok((cookie, endpoint)))
-                }
-                _ => None,
-            })?;
-        self.cookie = cookie;
+        let request = written(&Request::Hello { tx });
+        let (pass, endpoint) = self.ask(&request, |datagram| match parse_answer(datagram) {
+            Some(Answer::Cookie { tx: of, pass, endpoint }) if of == tx => {
+                Some(Ok((pass, endpoint)))
+            }
+            _ => None,
+        })?;
+        self.pass = Some(pass);
         Ok(endpoint)
     }
 
     /// Enters the room.
     pub(super) fn register(&mut self) -> io::Result<Registered> {
         let tx = random_tx()?;
-        let Probe { cookie, room, token, .. } = *self;
-        let request = Request::Register { tx, cookie, room, token, rtt_ms: 0, sealed: &[] };
-        self.ask(&written(&request), |datagram| match parse_answer(datagram) {
+        let request = self.boxed(tx, &Wish::Register { rtt_ms: 0, sealed: &[] })?;
+        self.ask(&request, |datagram| match parse_answer(datagram) {
             Some(Answer::Registered {
                 tx: of,
                 member,
@@ -97,7 +96,7 @@ impl Probe {
     pub(super) fn introduced(&self) -> io::Result<(MemberId, SocketAddr)> {
         let (introduction, member, endpoint) =
             self.receive(clock::now() + self.timeout, |datagram| match parse_answer(datagram) {
-                Some(Answer::Introduce { introduction, member, endpoints, .. }) => {
+                Some(Answer::Introduce(Introduced { introduction, member, endpoints, .. })) => {
                     Some((introduction, member, endpoints.first))
                 }
                 _ => None,
@@ -109,13 +108,20 @@ impl Probe {
     /// Leaves the room.
     pub(super) fn leave(&self) -> io::Result<()> {
         let tx = random_tx()?;
-        let Probe { cookie, room, token, .. } = *self;
-        self.ask(&written(&Request::Leave { tx, cookie, room, token }), |datagram| {
-            match parse_answer(datagram) {
-                Some(Answer::Left { tx: of }) if of == tx => Some(Ok(())),
-                _ => None,
-            }
+        self.ask(&self.boxed(tx, &Wish::Leave)?, |datagram| match parse_answer(datagram) {
+            Some(Answer::Left { tx: of }) if of == tx => Some(Ok(())),
+            _ => None,
         })
+    }
+
+    /// A wish as only the server can read it.
+    fn boxed(&self, tx: u64, wish: &Wish<'_>) -> io::Result<Vec<u8>> {
+        let pass = self.pass.ok_or_else(|| io::Error::other("no cookie yet"))?;
+        let cipher = self.secret.towards(pass.server);
+        let cipher = cipher.ok_or_else(|| io::Error::other("the server's key is none"))?;
+        let mut datagram = Vec::new();
+        cipher.write(&mut datagram, tx, pass, self.room, wish);
+        Ok(datagram)
     }
 
     /// Sends a datagram to a member through the server.

@@ -1,18 +1,20 @@
 //! The loop: receives in batches, has every datagram answered, sends in batches.
 
 use super::Config;
-use super::counters::DropReason;
+use super::counters::{Counters, DropReason};
 use super::desk::Desk;
 use super::sockets::Sockets;
+use super::store::Store;
 use crate::error::Error;
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
-use crate::roles::frame::{FIRST_OWN, Frame, Happening};
+use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::state::contact::Contact;
 use mio::{Interest, Token};
 use std::io;
+use std::sync::Arc;
 
 /// Batches of a socket per turn, so that a flood cannot keep signals, deadlines and the other
 /// sockets waiting: 512 datagrams take about a millisecond.
@@ -28,7 +30,12 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
             .register(socket.source(), Token(FIRST_OWN + index), Interest::READABLE)
             .map_err(Error::while_doing(|| "cannot watch a socket"))?;
     }
-    let mut desk = Desk::new(config, sockets, &mut frame.registry, clock::now())?;
+    let counters = Arc::new(Counters::new(&mut frame.registry));
+    let store = match &config.store {
+        Some(url) => Some(Store::start(url, config.limits.expiry, &counters, &frame.wake()?)?),
+        None => None,
+    };
+    let mut desk = Desk::new(config, sockets, counters, store, clock::now())?;
     let mut queue = ReceiveQueue::default();
     frame.ready(startup)?;
     loop {
@@ -40,6 +47,11 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
             Happening::Stop => return Ok(()),
             // There are no files but the log.
             Happening::Reload => {}
+            Happening::Ready(WAKE, readiness) => {
+                if !desk.hear_store(clock::now()) {
+                    frame.events.again(WAKE, readiness);
+                }
+            }
             Happening::Ready(token, readiness) => {
                 receive(&mut desk, &mut queue, &mut frame.events, (token, readiness));
             }

@@ -18,13 +18,13 @@ pub struct LifetimeBounds {
 }
 
 impl Default for LifetimeBounds {
-    /// 5 s to 5 min, which RFC 4787 (REQ-5) recommends, to 5 s or an eighth: half an hour at
-    /// most.
+    /// 1 s to 5 min, which RFC 4787 (REQ-5) recommends, to a second or an eighth: half an hour at
+    /// most, two and a half minutes for the 30 s that many NATs have.
     fn default() -> LifetimeBounds {
         LifetimeBounds {
-            min: Duration::from_secs(5),
+            min: Duration::from_secs(1),
             max: Duration::from_secs(300),
-            resolution: Duration::from_secs(5),
+            resolution: Duration::from_secs(1),
         }
     }
 }

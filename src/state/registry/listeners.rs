@@ -4,9 +4,8 @@
 //! could have its new holder flooded with introductions; what is here is therefore kept by
 //! endpoint, and outlasts the member that was there.
 
-use crate::state::slots::{Slot, Slots};
+use crate::state::recent::Recent;
 use crate::state::token_bucket::TokenBucket;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -40,16 +39,12 @@ pub(super) enum Hearing {
 #[derive(Debug)]
 pub(super) struct Listeners {
     members_max: u32,
-    endpoints_max: usize,
-    slots: HashMap<SocketAddr, Slot>,
-    /// The least recently told first.
-    order: Slots<Listener, 1>,
+    endpoints: Recent<SocketAddr, Listener>,
     silences: u64,
 }
 
 #[derive(Debug)]
 struct Listener {
-    endpoint: SocketAddr,
     allowance: TokenBucket,
     told: Instant,
     /// Rounds without an acknowledgement, and when the last of them began.
@@ -65,21 +60,17 @@ impl Listeners {
     pub(super) fn new(members_max: usize, endpoints_max: usize) -> Listeners {
         Listeners {
             members_max: u32::try_from(members_max.clamp(1, 255)).unwrap_or(255),
-            endpoints_max: endpoints_max.max(1),
-            slots: HashMap::new(),
-            order: Slots::default(),
+            endpoints: Recent::new(endpoints_max),
             silences: 0,
         }
     }
 
     /// Counts an introduction to `endpoint`, unless it should not be sent.
     pub(super) fn tell(&mut self, now: Instant, endpoint: SocketAddr) -> Hearing {
-        let slot = match self.slots.get(&endpoint) {
-            Some(slot) => *slot,
-            None => self.insert(now, endpoint),
-        };
-        self.order.move_to_back(slot, 0);
-        let Some(listener) = self.order.get_mut(slot) else { return Hearing::Later };
+        self.endpoints.forget_while(|it| now.saturating_duration_since(it.told) > KEPT);
+        let allowance = self.allowance();
+        let listener = self.endpoints.use_or_make(endpoint, || Listener::new(allowance, now));
+        let Some(listener) = listener else { return Hearing::Later };
         listener.told = now;
         if listener.is_deaf {
             return Hearing::Deaf;
@@ -104,7 +95,7 @@ impl Listeners {
 
     /// `endpoint` has acknowledged an introduction.
     pub(super) fn heard(&mut self, endpoint: SocketAddr) {
-        if let Some(listener) = self.get_mut(endpoint) {
+        if let Some(listener) = self.endpoints.get_mut(&endpoint) {
             listener.unheard = 0;
             listener.is_deaf = false;
         }
@@ -113,12 +104,11 @@ impl Listeners {
     /// `endpoint` has shown a cookie that was made over its [`Listeners::silence`]. Returns whether
     /// it was taken for deaf; what was sent in vain does not count then.
     pub(super) fn is_back(&mut self, endpoint: SocketAddr) -> bool {
-        let was_deaf = self.get_mut(endpoint).is_some_and(|listener| listener.is_deaf);
-        if was_deaf {
-            let allowance = self.allowance();
-            if let Some(listener) = self.get_mut(endpoint) {
-                listener.allowance = allowance;
-            }
+        let allowance = self.allowance();
+        let deaf = self.endpoints.get_mut(&endpoint).filter(|listener| listener.is_deaf);
+        let was_deaf = deaf.is_some();
+        if let Some(listener) = deaf {
+            listener.allowance = allowance;
             self.heard(endpoint);
         }
         was_deaf
@@ -126,43 +116,18 @@ impl Listeners {
 
     /// The number of the last silence of `endpoint`, 0 without one. No two silences have the same.
     pub(super) fn silence(&self, endpoint: SocketAddr) -> u64 {
-        let listener = self.slots.get(&endpoint).and_then(|slot| self.order.get(*slot));
-        listener.map_or(0, |listener| listener.silence)
+        self.endpoints.get(&endpoint).map_or(0, |listener| listener.silence)
     }
 
     /// A newcomer hears of everybody, and once more of everybody who has news.
     fn allowance(&self) -> TokenBucket {
         TokenBucket::new(self.members_max, 2 * self.members_max * ROOM_SECONDS)
     }
+}
 
-    fn get_mut(&mut self, endpoint: SocketAddr) -> Option<&mut Listener> {
-        self.slots.get(&endpoint).and_then(|slot| self.order.get_mut(*slot))
-    }
-
-    fn insert(&mut self, now: Instant, endpoint: SocketAddr) -> Slot {
-        while let Some((oldest, listener)) = self.order.front(0) {
-            let is_over = now.saturating_duration_since(listener.told) > KEPT;
-            if !is_over && self.order.len() < self.endpoints_max {
-                break;
-            }
-            self.slots.remove(&listener.endpoint);
-            self.order.remove(oldest);
-        }
-        let allowance = self.allowance();
-        let slot = self.order.push(
-            0,
-            Listener {
-                endpoint,
-                allowance,
-                told: now,
-                unheard: 0,
-                round: now,
-                is_deaf: false,
-                silence: 0,
-            },
-        );
-        self.slots.insert(endpoint, slot);
-        slot
+impl Listener {
+    fn new(allowance: TokenBucket, now: Instant) -> Listener {
+        Listener { allowance, told: now, unheard: 0, round: now, is_deaf: false, silence: 0 }
     }
 }
 
@@ -225,9 +190,9 @@ mod tests {
         for port in 1..=4 {
             listeners.tell(now, endpoint(port));
         }
-        assert_eq!((listeners.slots.len(), listeners.order.len()), (3, 3));
+        assert_eq!(listeners.endpoints.len(), 3);
         listeners.tell(now + KEPT, endpoint(2));
         listeners.tell(now + KEPT + Duration::from_secs(1), endpoint(5));
-        assert_eq!((listeners.slots.len(), listeners.order.len()), (2, 2));
+        assert_eq!(listeners.endpoints.len(), 2);
     }
 }

@@ -3,31 +3,36 @@
 //! Nothing here sends: what is to be sent is added to a list of [`Notice`]s. Members stand in the
 //! order of their last refresh and introductions in a queue for each repeat, so that the next
 //! deadline is at hand, and a refresh takes no memory.
+//!
+//! Several servers may share their rooms through a store ([`elsewhere`]): then a room has members
+//! that are registered at other servers, too.
 
 pub mod calls;
+pub mod elsewhere;
 pub mod households;
 pub mod introductions;
 pub mod limits;
 pub mod listeners;
+mod membership;
 pub mod outcome;
+mod relay;
 mod telling;
 
 use super::contact::Contact;
 use super::slots::{Slot, Slots};
 use super::token_bucket::TokenBucket;
+use crate::wire::rendezvous::shared::ServerId;
 use crate::wire::rendezvous::{Endpoints, MemberId, Refusal, RoomId};
 use calls::Calls;
+use elsewhere::Away;
 use households::{Households, Owner};
 use introductions::Introductions;
 use limits::Limits;
 use listeners::Listeners;
-use outcome::{Called, NotRelayed, Notice};
+use outcome::{Called, Notice};
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// A relay's bucket holds at least the largest datagram.
-const RELAY_BURST_MIN: u32 = 65_536;
 
 /// Notices of one [`Registry::tend`], about: more wait for the next.
 const NOTICES_PER_TEND: usize = 256;
@@ -67,7 +72,18 @@ pub struct Registry {
     /// Members whose news wait, by when they are told.
     held_back: BTreeSet<(Instant, Slot)>,
     withheld: u64,
-    relay: TokenBucket,
+    relay: relay::Total,
+    sharing: Option<Sharing>,
+    /// Members that are not registered here.
+    elsewhere: usize,
+}
+
+/// How a registry shares its rooms.
+#[derive(Debug, Clone, Copy)]
+struct Sharing {
+    own: ServerId,
+    /// The round trip to the store.
+    rtt: Duration,
 }
 
 #[derive(Debug)]
@@ -82,11 +98,18 @@ struct Room {
 struct Member {
     id: MemberId,
     room: Slot,
-    /// Over IPv4 and over IPv6.
+    /// Where it is registered here, over IPv4 and over IPv6.
     sites: [Option<Site>; 2],
+    /// Where else it is registered; a member is in one place at least.
+    elsewhere: Vec<Away>,
+    /// To here if it is registered here, else to the store by way of another server.
     rtt_ms: u16,
     refreshed: Instant,
     sealed: Vec<u8>,
+    /// Raised whenever others hear of it.
+    news: u32,
+    /// The last one that the other servers have.
+    news_shared: Option<u32>,
     /// From then on there may be two news at once.
     news_from: Instant,
     /// When the news that wait are told.
@@ -107,14 +130,45 @@ impl Member {
     fn contacts(&self) -> [Option<Contact>; 2] {
         self.sites.map(|site| site.map(|site| site.contact))
     }
+
+    fn is_here(&self) -> bool {
+        self.sites().next().is_some()
+    }
+
+    /// Over each family where it was seen last, here or elsewhere.
+    fn endpoints(&self) -> Option<Endpoints> {
+        let here = self.sites().map(|site| (site.refreshed, site.contact.endpoint));
+        let away = self
+            .elsewhere
+            .iter()
+            .flat_map(|away| away.endpoints.iter().map(|endpoint| (away.refreshed, endpoint)));
+        let mut latest: [Option<(Instant, SocketAddr)>; 2] = [None; 2];
+        for seen in here.chain(away) {
+            let latest = &mut latest[family(seen.1)];
+            if latest.is_none_or(|(refreshed, _)| refreshed < seen.0) {
+                *latest = Some(seen);
+            }
+        }
+        let mut endpoints = latest.into_iter().flatten().map(|(_, endpoint)| endpoint);
+        Some(Endpoints { first: endpoints.next()?, second: endpoints.next() })
+    }
 }
 
 fn family(endpoint: SocketAddr) -> usize {
     usize::from(endpoint.is_ipv6())
 }
 
-fn relay_bucket(rate: u32) -> TokenBucket {
-    TokenBucket::new(rate, rate.max(RELAY_BURST_MIN))
+/// What others are told of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announcement<'a> {
+    /// Who it is.
+    pub member: MemberId,
+    /// It is registered here.
+    pub is_here: bool,
+    /// Where it was seen last.
+    pub endpoints: Endpoints,
+    /// What it says of itself.
+    pub sealed: &'a [u8],
 }
 
 impl Registry {
@@ -132,7 +186,9 @@ impl Registry {
             households: Households::default(),
             held_back: BTreeSet::new(),
             withheld: 0,
-            relay: relay_bucket(limits.relay.total),
+            relay: relay::Total::new(limits.relay),
+            sharing: None,
+            elsewhere: 0,
         }
     }
 
@@ -141,9 +197,14 @@ impl Registry {
         self.rooms.len()
     }
 
-    /// How many members there are in all rooms.
+    /// How many members are registered here, in all rooms.
     pub fn members(&self) -> usize {
-        self.members.len()
+        self.members.len() - self.elsewhere
+    }
+
+    /// How many more there are in these rooms, registered at other servers.
+    pub fn members_elsewhere(&self) -> usize {
+        self.elsewhere
     }
 
     /// How many introductions wait for their acknowledgement.
@@ -165,11 +226,14 @@ impl Registry {
     }
 
     /// What others are told of a member.
-    pub fn announcement(&self, member: Slot) -> Option<(MemberId, Endpoints, &[u8])> {
-        let member = self.members.get(member)?;
-        let mut endpoints = member.sites().map(|site| site.contact.endpoint);
-        let endpoints = Endpoints { first: endpoints.next()?, second: endpoints.next() };
-        Some((member.id, endpoints, &member.sealed))
+    pub fn announcement(&self, member: Slot) -> Option<Announcement<'_>> {
+        let found = self.members.get(member)?;
+        Some(Announcement {
+            member: found.id,
+            is_here: found.is_here(),
+            endpoints: found.endpoints()?,
+            sealed: &found.sealed,
+        })
     }
 
     /// Enters a member or refreshes it, and returns how many members the room has.
@@ -186,8 +250,9 @@ impl Registry {
         chance: &mut dyn FnMut() -> u32,
         notices: &mut Vec<Notice>,
     ) -> Result<usize, Refusal> {
+        self.free_endpoint(entry, notices);
         let (member, is_news) = match self.find(entry.room, entry.member) {
-            Some(member) => (member, self.refresh(now, member, entry, notices)),
+            Some(member) => (member, self.refresh(now, member, entry)),
             None => (self.enter(now, entry, notices)?, true),
         };
         // What it was not told while it was silent, it is told now.
@@ -195,6 +260,7 @@ impl Registry {
         if is_news || is_back {
             self.tell_news(now, member, chance, notices);
         }
+        self.share_member(member, notices);
         let room = self.members.get(member).and_then(|member| self.rooms.get(member.room));
         Ok(room.map_or(0, |room| room.members.len()))
     }
@@ -219,7 +285,8 @@ impl Registry {
         chance: &mut dyn FnMut() -> u32,
         notices: &mut Vec<Notice>,
     ) -> Called {
-        let Some(caller) = self.find(room, ids.0) else { return Called::NotAMember };
+        let caller = self.find(room, ids.0).filter(|caller| self.is_here(*caller));
+        let Some(caller) = caller else { return Called::NotAMember };
         match self.find(room, ids.1) {
             Some(called) if called != caller => {
                 let is_pending = self.introductions.is_pending(caller, called)
@@ -227,7 +294,11 @@ impl Registry {
                 if is_pending || !self.calls.admit(now, room, ids.0, ids.1) {
                     return Called::Pending;
                 }
-                self.introduce(now, caller, called, chance, notices);
+                if self.is_here(called) {
+                    self.introduce(now, caller, called, chance, notices);
+                } else {
+                    notices.push(Notice::Call { caller, called });
+                }
                 Called::Introduced
             }
             _ => Called::NotThere,
@@ -236,42 +307,11 @@ impl Registry {
 
     /// A member leaves; the others are told. Returns false if it was not there.
     pub fn leave(&mut self, room: RoomId, member: MemberId, notices: &mut Vec<Notice>) -> bool {
-        let found = self.find(room, member);
+        let found = self.find(room, member).filter(|member| self.is_here(*member));
         if let Some(member) = found {
-            self.remove(member, notices);
+            self.leave_here(member, notices);
         }
         found.is_some()
-    }
-
-    /// For whom a datagram of `len` bytes for member `to` is, and from whom, if it may be relayed.
-    pub fn relay(
-        &mut self,
-        now: Instant,
-        source: SocketAddr,
-        to: MemberId,
-        len: usize,
-    ) -> Result<(Contact, MemberId), NotRelayed> {
-        let sender = self.by_endpoint.get(&source).and_then(|slot| self.members.get(*slot));
-        let sender = sender.ok_or(NotRelayed::NotAMember)?;
-        let room = self.rooms.get_mut(sender.room).ok_or(NotRelayed::NotAMember)?;
-        let addressee = room
-            .members
-            .iter()
-            .filter_map(|slot| self.members.get(*slot))
-            .find(|member| member.id == to)
-            .and_then(|member| member.sites().max_by_key(|site| site.refreshed))
-            .ok_or(NotRelayed::NotThere)?;
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        // What the total refuses takes nothing from the room.
-        let mut of_room = room.relay.clone();
-        if !of_room.take_many(len, now) {
-            return Err(NotRelayed::RoomRate);
-        }
-        if !self.relay.take_many(len, now) {
-            return Err(NotRelayed::TotalRate);
-        }
-        room.relay = of_room;
-        Ok((addressee.contact, sender.id))
     }
 
     /// Removes who has expired, tells of news that had to wait, and repeats introductions; to be
@@ -282,7 +322,7 @@ impl Registry {
         chance: &mut dyn FnMut() -> u32,
         notices: &mut Vec<Notice>,
     ) -> usize {
-        let before = self.members.len();
+        let before = self.members();
         while let Some((slot, member)) = self.members.front(0) {
             let is_expired = now.saturating_duration_since(member.refreshed) >= self.limits.expiry;
             if !is_expired || notices.len() >= NOTICES_PER_TEND {
@@ -290,13 +330,14 @@ impl Registry {
             }
             self.remove(slot, notices);
         }
-        let expired = before - self.members.len();
+        let expired = before - self.members();
         while let Some((due, slot)) = self.held_back.first().copied() {
             if due > now || notices.len() >= NOTICES_PER_TEND {
                 break;
             }
             self.held_back.remove(&(due, slot));
             self.tell_news(now, slot, chance, notices);
+            self.share_member(slot, notices);
         }
         // Also those that come to nothing take their time.
         for _ in notices.len()..NOTICES_PER_TEND {
@@ -312,158 +353,6 @@ impl Registry {
         let expiry = oldest.and_then(|refreshed| refreshed.checked_add(self.limits.expiry));
         let news = self.held_back.first().map(|(due, _)| *due);
         expiry.into_iter().chain(news).chain(self.introductions.next_deadline()).min()
-    }
-
-    fn find(&self, room: RoomId, member: MemberId) -> Option<Slot> {
-        let room = self.rooms.get(*self.by_id.get(&room)?)?;
-        let is_it = |slot: &&Slot| self.members.get(**slot).is_some_and(|found| found.id == member);
-        room.members.iter().find(is_it).copied()
-    }
-
-    /// Returns whether the others should hear of it.
-    fn refresh(
-        &mut self,
-        now: Instant,
-        slot: Slot,
-        entry: &Entry<'_>,
-        notices: &mut Vec<Notice>,
-    ) -> bool {
-        let Entry { contact, rtt_ms, sealed, .. } = *entry;
-        let family = family(contact.endpoint);
-        let Some(member) = self.members.get(slot) else { return false };
-        let moves =
-            member.sites[family].is_none_or(|site| site.contact.endpoint != contact.endpoint);
-        if moves {
-            if let Some(left) = member.sites[family] {
-                self.by_endpoint.remove(&left.contact.endpoint);
-            }
-            self.take_endpoint(contact.endpoint, slot, notices);
-        }
-        let Some(member) = self.members.get_mut(slot) else { return false };
-        member.sites[family] = Some(Site { contact, refreshed: now });
-        member.rtt_ms = rtt_ms;
-        member.refreshed = now;
-        let other = &mut member.sites[1 - family];
-        let silent =
-            |site: &mut Site| now.saturating_duration_since(site.refreshed) >= self.limits.expiry;
-        if let Some(site) = other.take_if(silent) {
-            self.by_endpoint.remove(&site.contact.endpoint);
-        }
-        let says_else = member.sealed != sealed;
-        if says_else {
-            member.sealed.clear();
-            member.sealed.extend_from_slice(sealed);
-        }
-        self.members.move_to_back(slot, 0);
-        moves || says_else
-    }
-
-    fn enter(
-        &mut self,
-        now: Instant,
-        entry: &Entry<'_>,
-        notices: &mut Vec<Notice>,
-    ) -> Result<Slot, Refusal> {
-        let Entry { contact, rtt_ms, sealed, .. } = *entry;
-        // First, as it may make room.
-        self.give_up_endpoint(contact.endpoint, notices);
-        let room = match self.by_id.get(&entry.room) {
-            Some(room) => *room,
-            None => self.make_room(entry.room, contact.endpoint, notices)?,
-        };
-        let members_max = self.limits.members_max.clamp(1, 255);
-        let members = self.rooms.get_mut(room).map(|room| &mut room.members);
-        let members = members.filter(|members| members.len() < members_max);
-        let members = members.ok_or(Refusal::RoomFull)?;
-        let mut sites = [None; 2];
-        sites[family(contact.endpoint)] = Some(Site { contact, refreshed: now });
-        let member = self.members.push(
-            0,
-            Member {
-                id: entry.member,
-                room,
-                sites,
-                rtt_ms,
-                refreshed: now,
-                sealed: sealed.to_vec(),
-                news_from: now,
-                held_back: None,
-            },
-        );
-        members.push(member);
-        self.by_endpoint.insert(contact.endpoint, member);
-        Ok(member)
-    }
-
-    fn make_room(
-        &mut self,
-        id: RoomId,
-        maker: SocketAddr,
-        notices: &mut Vec<Notice>,
-    ) -> Result<Slot, Refusal> {
-        if self.rooms.len() >= self.limits.rooms_max {
-            let victim = self.households.victim(maker.ip()).ok_or(Refusal::RoomsFull)?;
-            self.close(victim, notices);
-        }
-        let relay = relay_bucket(self.limits.relay.room);
-        let owner = self.households.next(maker.ip());
-        let room = self.rooms.push(0, Room { id, owner, members: Vec::new(), relay });
-        self.households.begin(owner, room);
-        self.by_id.insert(id, room);
-        Ok(room)
-    }
-
-    /// Ends a room; its members are told that they are gone themselves.
-    fn close(&mut self, room: Slot, notices: &mut Vec<Notice>) {
-        let Some(members) = self.rooms.get_mut(room).map(|room| room.members.clone()) else {
-            return;
-        };
-        for slot in members {
-            if let Some(member) = self.members.get(slot) {
-                notices.push(Notice::Gone { to: member.contacts(), member: member.id });
-            }
-            // The others need not hear that it is gone: so are they.
-            self.remove(slot, &mut Vec::new());
-        }
-    }
-
-    fn take_endpoint(&mut self, endpoint: SocketAddr, by: Slot, notices: &mut Vec<Notice>) {
-        self.give_up_endpoint(endpoint, notices);
-        self.by_endpoint.insert(endpoint, by);
-    }
-
-    /// Whoever has the endpoint has it no more.
-    fn give_up_endpoint(&mut self, endpoint: SocketAddr, notices: &mut Vec<Notice>) {
-        let Some(slot) = self.by_endpoint.remove(&endpoint) else { return };
-        let Some(member) = self.members.get_mut(slot) else { return };
-        member.sites[family(endpoint)] = None;
-        if member.sites().next().is_none() {
-            self.remove(slot, notices);
-        }
-    }
-
-    fn remove(&mut self, slot: Slot, notices: &mut Vec<Notice>) {
-        let Some(member) = self.members.remove(slot) else { return };
-        for site in member.sites() {
-            self.by_endpoint.remove(&site.contact.endpoint);
-        }
-        if let Some(due) = member.held_back {
-            self.held_back.remove(&(due, slot));
-        }
-        let Some(room) = self.rooms.get_mut(member.room) else { return };
-        room.members.retain(|other| *other != slot);
-        for other in &room.members {
-            self.introductions.forget(slot, *other);
-            self.introductions.forget(*other, slot);
-            if let Some(other) = self.members.get(*other) {
-                notices.push(Notice::Gone { to: other.contacts(), member: member.id });
-            }
-        }
-        if room.members.is_empty() {
-            self.by_id.remove(&room.id);
-            self.households.end(room.owner, member.room);
-            self.rooms.remove(member.room);
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::state::contact::Contact;
 use crate::state::slots::Slot;
-use crate::wire::rendezvous::MemberId;
+use crate::wire::rendezvous::{MemberId, RoomId};
 
 /// What is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +25,31 @@ pub enum Notice {
         /// Who is gone.
         member: MemberId,
     },
+    /// To the store: a member has registered here. Only where rooms are shared, as the next ones.
+    Share {
+        /// Who.
+        member: Slot,
+    },
+    /// To the store: a member is not registered here any more.
+    Unshare {
+        /// The room.
+        room: RoomId,
+        /// Who.
+        member: MemberId,
+    },
+    /// To the servers where a member is: one of ours calls it.
+    Call {
+        /// Who calls.
+        caller: Slot,
+        /// Whom.
+        called: Slot,
+    },
 }
 
 /// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Called {
-    /// Both are introduced to each other.
+    /// Both are introduced to each other, or will be when the store has passed it on.
     Introduced,
     /// They are being introduced already.
     Pending,

@@ -3,7 +3,7 @@
 use super::introductions::Introduction;
 use super::listeners::Hearing;
 use super::outcome::Notice;
-use super::{NEWS_EVERY, Registry};
+use super::{Member, NEWS_EVERY, Registry};
 use crate::state::contact::Contact;
 use crate::state::slots::Slot;
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ const START_MAX: Duration = Duration::from_millis(500);
 
 impl Registry {
     /// Introduces a member to everybody in its room: now, or when it has had no news for long
-    /// enough. What it says then is the latest.
+    /// enough. What it says then is the latest. Who is elsewhere hears of it through the store, and
+    /// it hears of them when that answers: at the same moment.
     pub(super) fn tell_news(
         &mut self,
         now: Instant,
@@ -31,18 +32,31 @@ impl Registry {
             return;
         }
         member.news_from = member.news_from.max(now) + NEWS_EVERY;
+        member.news = member.news.wrapping_add(1);
         let room = member.room;
+        self.introduce_to_all(now, (room, slot), Member::is_here, chance, notices);
+    }
+
+    /// Introduces a member to all others of its room that are `wanted`.
+    pub(super) fn introduce_to_all(
+        &mut self,
+        now: Instant,
+        (room, slot): (Slot, Slot),
+        wanted: impl Fn(&Member) -> bool,
+        chance: &mut dyn FnMut() -> u32,
+        notices: &mut Vec<Notice>,
+    ) {
         let mut index = 0;
         while let Some(other) = self.rooms.get(room).and_then(|room| room.members.get(index)) {
             let other = *other;
-            if other != slot {
+            if other != slot && self.members.get(other).is_some_and(&wanted) {
                 self.introduce(now, slot, other, chance, notices);
             }
             index += 1;
         }
     }
 
-    /// Introduces two members to each other.
+    /// Introduces two members to each other; who is elsewhere is told there.
     pub(super) fn introduce(
         &mut self,
         now: Instant,
@@ -51,9 +65,13 @@ impl Registry {
         chance: &mut dyn FnMut() -> u32,
         notices: &mut Vec<Notice>,
     ) {
+        // Of who is elsewhere the way to the store is known: then that of the other one counts, too.
+        let by_store = !(self.is_here(one) && self.is_here(other));
+        let store = self.sharing.filter(|_| by_store).map_or(Duration::ZERO, |it| it.rtt);
         let rtt = |slot| {
-            let member = self.members.get(slot);
-            Duration::from_millis(member.map_or(0, |member| member.rtt_ms.into()))
+            let Some(member) = self.members.get(slot) else { return Duration::ZERO };
+            let rtt = Duration::from_millis(member.rtt_ms.into());
+            if member.is_here() { rtt + store } else { rtt }
         };
         let (one_rtt, other_rtt) = (rtt(one), rtt(other));
         for (to, about, own, others) in

@@ -393,7 +393,7 @@ fn what_is_not_as_it_says_is_not_split() {
 
 #[test]
 fn the_virtio_header_of_the_kernel() {
-    // Read from a TUN device of Linux 6.18 (x86-64) in front of a segment of an iperf3 stream.
+    // In front of 47 segments of an iperf3 stream, out of a TUN device of Linux 6.18 (x86-64).
     let bytes = [0x01, 0x01, 0x34, 0x00, 0x58, 0x05, 0x14, 0x00, 0x10, 0x00];
     let header = VirtioHeader::parse(&bytes).unwrap();
     assert_eq!((header.kind, header.headers_len, header.segment_len), (Kind::Tcp4, 52, 1368));

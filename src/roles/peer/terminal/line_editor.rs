@@ -1,6 +1,6 @@
 //! A line that is being typed: what keys do to it, and how it looks. Pure: bytes in, text out.
 
-use super::super::chat::for_terminal;
+use super::super::text::for_terminal;
 use super::LINE_LEN_MAX;
 use std::collections::VecDeque;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
@@ -63,15 +63,35 @@ pub(super) struct LineEditor {
 }
 
 impl LineEditor {
-    /// Takes one byte of input.
-    pub(super) fn take(&mut self, byte: u8) -> Option<Wish> {
+    /// Takes one byte of input, and adds what the user wants by it.
+    pub(super) fn take(&mut self, byte: u8, wishes: &mut Vec<Wish>) {
         let after_return = std::mem::take(&mut self.ends_by_return);
-        // A control ends whatever sequence was begun: no key has one inside.
-        if byte < 0x20 && byte != 0x1b {
+        if self.is_of_sequence(byte) {
+            return;
+        }
+        if byte >= 0x80 || !self.partial.is_empty() {
+            return self.take_of_character(byte, wishes);
+        }
+        match byte {
+            b'\n' if after_return => {}
+            b'\r' | b'\n' => {
+                self.ends_by_return = byte == b'\r';
+                wishes.push(self.hand_over());
+            }
+            b'\t' | 0x20..0x7f => self.insert(char::from(byte), wishes),
+            _ => wishes.extend(self.control(byte)),
+        }
+    }
+
+    /// Whether the byte belongs to an escape sequence, which may end with it.
+    fn is_of_sequence(&mut self, byte: u8) -> bool {
+        // No key has a control inside, and none a character beyond ASCII: Alt with a letter is the
+        // letter, and a sequence that was cut off is nothing.
+        if byte >= 0x80 || byte < 0x20 && byte != 0x1b {
             self.sequence = Sequence::None;
         }
         match &mut self.sequence {
-            Sequence::None => {}
+            Sequence::None => return false,
             Sequence::Escape => {
                 self.sequence = match byte {
                     b'[' => Sequence::Csi(Vec::new()),
@@ -79,63 +99,59 @@ impl LineEditor {
                     0x1b => Sequence::Escape,
                     _ => Sequence::None,
                 };
-                return None;
             }
             Sequence::Single => {
                 self.sequence = Sequence::None;
                 self.key(byte, &[]);
-                return None;
+            }
+            Sequence::Csi(_) if byte == 0x1b => self.sequence = Sequence::Escape,
+            // ECMA-48, 5.4: parameters and intermediates, and then one final byte. Of too many of
+            // them the rest counts for nothing, and neither does what they are of.
+            Sequence::Csi(parameters) if (0x20..0x40).contains(&byte) => {
+                if parameters.len() <= SEQUENCE_LEN_MAX {
+                    parameters.push(byte);
+                }
             }
             Sequence::Csi(parameters) => {
-                // ECMA-48, 5.4: parameters and intermediates, and then one final byte.
-                if (0x20..0x40).contains(&byte) && parameters.len() < SEQUENCE_LEN_MAX {
-                    parameters.push(byte);
-                } else {
-                    let parameters = std::mem::take(parameters);
-                    self.sequence = Sequence::None;
+                let parameters = std::mem::take(parameters);
+                self.sequence = Sequence::None;
+                if parameters.len() <= SEQUENCE_LEN_MAX {
                     self.key(byte, &parameters);
                 }
-                return None;
             }
         }
-        if byte >= 0x80 || !self.partial.is_empty() {
-            return self.take_of_character(byte);
-        }
-        match byte {
-            b'\n' if after_return => None,
-            b'\r' | b'\n' => {
-                self.ends_by_return = byte == b'\r';
-                Some(self.hand_over())
-            }
-            b'\t' | 0x20..0x7f => self.insert(char::from(byte)),
-            _ => self.control(byte),
-        }
+        true
     }
 
-    fn take_of_character(&mut self, byte: u8) -> Option<Wish> {
+    fn take_of_character(&mut self, byte: u8, wishes: &mut Vec<Wish>) {
         self.partial.push(byte);
         let (sign, rest) = match std::str::from_utf8(&self.partial) {
-            Ok(text) => (text.chars().next()?, None),
-            Err(error) => {
-                // No more than a character's beginning can be waiting.
-                let len = error.error_len()?;
-                let rest = (len < self.partial.len()).then_some(byte);
-                (char::REPLACEMENT_CHARACTER, rest)
-            }
+            Ok(text) => (text.chars().next(), None),
+            // No more than a character's beginning can be waiting.
+            Err(error) => match error.error_len() {
+                Some(len) => {
+                    let rest = (len < self.partial.len()).then_some(byte);
+                    (Some(char::REPLACEMENT_CHARACTER), rest)
+                }
+                None => return,
+            },
         };
         self.partial.clear();
-        let wish = self.insert(sign);
-        // What cut the character short is one itself. Both cannot end a line unless the limit is
-        // met just here, and then the first one does.
-        let next = rest.and_then(|byte| self.take(byte));
-        wish.or(next)
+        if let Some(sign) = sign {
+            self.insert(sign, wishes);
+        }
+        // What cut the character short is one itself.
+        if let Some(byte) = rest {
+            self.take(byte, wishes);
+        }
     }
 
-    fn insert(&mut self, sign: char) -> Option<Wish> {
-        let full = (self.line.len() >= LINE_CHARS_MAX).then(|| self.hand_over());
+    fn insert(&mut self, sign: char, wishes: &mut Vec<Wish>) {
+        if self.line.len() >= LINE_CHARS_MAX {
+            wishes.push(self.hand_over());
+        }
         self.line.insert(self.cursor, sign);
         self.cursor += 1;
-        full
     }
 
     fn hand_over(&mut self) -> Wish {
@@ -261,11 +277,24 @@ impl LineEditor {
         // The cursor needs a place behind the last character, too.
         let room = usize::from(columns).saturating_sub(PROMPT.width() + 1).max(1);
         self.first = self.first.min(self.cursor);
-        let mut before: usize =
-            self.line[self.first..self.cursor].iter().map(|it| cells(*it)).sum();
+        let width = |signs: &[char]| signs.iter().map(|it| cells(*it)).sum::<usize>();
+        let mut before = width(&self.line[self.first..self.cursor]);
         while before > room {
             before -= cells(self.line[self.first]);
             self.first += 1;
+        }
+        // Marks without their character would stand on the prompt.
+        while self.first < self.cursor && cells(self.line[self.first]) == 0 {
+            self.first += 1;
+        }
+        // What has become shorter, or a wider window, shows as much as it can.
+        let mut all = width(&self.line[self.first..]);
+        while let Some(start) = self.line[..self.first].iter().rposition(|it| cells(*it) > 0) {
+            let more = width(&self.line[start..self.first]);
+            if all + more > room {
+                break;
+            }
+            (all, before, self.first) = (all + more, before + more, start);
         }
         let mut text = format!("{ERASE}{PROMPT}");
         let mut used = 0;
@@ -285,7 +314,8 @@ pub(super) fn entered(line: &str) -> String {
     format!("{ERASE}{PROMPT}{}\n", for_terminal(line))
 }
 
-/// How many columns a character takes here.
+/// How many columns a character takes here. What terminals make of several characters together,
+/// such as families of emoji, is different in each.
 fn cells(sign: char) -> usize {
     match sign.width() {
         // Nearly all of them.
@@ -305,7 +335,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn wishes(editor: &mut LineEditor, input: &[u8]) -> Vec<Wish> {
-        input.iter().filter_map(|byte| editor.take(*byte)).collect()
+        let mut wishes = Vec::new();
+        for byte in input {
+            editor.take(*byte, &mut wishes);
+        }
+        wishes
     }
 
     fn line(text: &str) -> Wish {
@@ -344,6 +378,14 @@ mod tests {
             ("a\x1bxb\x1b\x1b[Dc", "acb"),
             ("a\tb", "a\tb"),
             ("a\x1b[12\x05b", "ab"),
+            // Alt with a letter that has several bytes, and sequences that were cut off by one.
+            ("a\x1büb", "aüb"),
+            ("a\x1b[1;5üb", "aüb"),
+            ("a\x1bOüb", "aüb"),
+            ("abc\x1b[1\x1b[Dx", "abxc"),
+            // Longer than any key's: a report of the mouse, say.
+            ("abc\x1b[1;2;3;4;5;6;7;8;9;10;11;12Dx", "abcx"),
+            ("abc\x1b[1;2;3;4;5;6;7;8Dx", "abxc"),
         ] {
             assert_eq!(typed(input), expected, "{input:?}");
         }
@@ -398,6 +440,14 @@ mod tests {
     }
 
     #[test]
+    fn a_long_line_loses_nothing_where_a_character_is_cut_short() {
+        let mut editor = LineEditor::default();
+        wishes(&mut editor, "x".repeat(LINE_CHARS_MAX).as_bytes());
+        let whole = "x".repeat(LINE_CHARS_MAX);
+        assert_eq!(wishes(&mut editor, b"\xc3\r"), [line(&whole), line("\u{fffd}")]);
+    }
+
+    #[test]
     fn a_line_is_drawn_with_its_cursor() {
         let mut editor = LineEditor::default();
         assert_eq!(editor.drawn(80), "\r\x1b[K> \r\x1b[2C");
@@ -423,6 +473,26 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_shorter_shows_again() {
+        let mut editor = LineEditor::default();
+        wishes(&mut editor, b"0123456789");
+        assert_eq!(editor.drawn(8), "\r\x1b[K> 56789\r\x1b[7C");
+        wishes(&mut editor, b"\x7f\x7f\x7f");
+        assert_eq!(editor.drawn(8), "\r\x1b[K> 23456\r\x1b[7C");
+        assert_eq!(editor.drawn(80), "\r\x1b[K> 0123456\r\x1b[9C", "a wider window");
+        assert_eq!(editor.drawn(6), "\r\x1b[K> 456\r\x1b[5C", "a narrower one");
+    }
+
+    #[test]
+    fn marks_do_not_lose_their_characters() {
+        let mut editor = LineEditor::default();
+        wishes(&mut editor, "ae\u{301}bcdef".as_bytes());
+        assert_eq!(editor.drawn(8), "\r\x1b[K> bcdef\r\x1b[7C");
+        wishes(&mut editor, b"\x02");
+        assert_eq!(editor.drawn(7), "\r\x1b[K> bcde\r\x1b[6C");
+    }
+
+    #[test]
     fn a_line_stays_without_what_steers_a_terminal() {
         assert_eq!(entered("a\tb"), "\r\x1b[K> a␉b\n");
     }
@@ -432,7 +502,7 @@ mod tests {
         fn any_input_is_taken(input: Vec<u8>, columns in 0_u16..50) {
             let mut editor = LineEditor::default();
             for byte in input {
-                editor.take(byte);
+                editor.take(byte, &mut Vec::new());
                 prop_assert!(editor.cursor <= editor.line.len());
                 editor.drawn(columns);
             }

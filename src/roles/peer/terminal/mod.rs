@@ -16,9 +16,9 @@ mod pipe;
 mod raw;
 
 use crate::error::Error;
-use crate::runtime::queue::{self, Receiver, Wake};
+use crate::runtime::queue::{self, Receiver, Sender, Wake};
+use crate::runtime::signals;
 use crate::runtime::thread::{self, Thread};
-use line_editor::LineEditor;
 use output::{Drain, Keys, Outlet, Stream};
 use raw::Raw;
 use std::io::{self, IsTerminal};
@@ -43,11 +43,32 @@ pub(super) enum Typed {
     End,
 }
 
+/// What ends the whole program.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// Nobody reads standard output.
+    Output(io::Error),
+    /// A thread has panicked.
+    Thread,
+}
+
+/// Tells of the panic that its thread ends with, if it does.
+struct TellPanic(Sender<Broken>);
+
+impl Drop for TellPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // When it is full there is reason enough to end.
+            let _ = self.0.send(Broken::Thread);
+        }
+    }
+}
+
 /// The main thread's side.
 pub(super) struct Terminal {
     /// What was typed; wakes the main thread.
     pub(super) typed: Receiver<Typed>,
-    broken: Receiver<io::Error>,
+    broken: Receiver<Broken>,
     outlet: Outlet,
     writer: Option<Thread<()>>,
     input: Input,
@@ -56,7 +77,7 @@ pub(super) struct Terminal {
 
 enum Input {
     /// The writer reads it, too. The terminal's settings are restored when this is dropped.
-    Screen { _restored: Restored },
+    Screen(Restored),
     /// Its reader, which ends when the other end of the stream is gone.
     Pipe(Option<Thread<()>>, Option<UnixStream>),
 }
@@ -77,20 +98,24 @@ impl Terminal {
         let cannot_start = || "cannot start a thread";
         let cannot_pair = || "cannot make a socket pair";
         let (lines, typed) = queue::bounded(LINES_MAX, wake);
-        let (report, broken) = queue::bounded(1, wake);
+        let (report, broken) = queue::bounded(2, wake);
         let start = |name, drain: Drain, keys| {
-            thread::spawn(name, 0, STACK, move || drain.run(keys, &report))
-                .map_err(Error::while_doing(cannot_start))
+            let report = report.clone();
+            thread::spawn(name, 0, STACK, move || {
+                let _tells = TellPanic(report.clone());
+                drain.run(keys, &report);
+            })
+            .map_err(Error::while_doing(cannot_start))
         };
         if has_editor() {
             let (outlet, drain) =
                 output::queue(Stream::Out).map_err(Error::while_doing(cannot_pair))?;
             let raw = Raw::start().map_err(Error::while_doing(|| "cannot set the terminal up"))?;
             let raw = Arc::new(raw);
-            let input = Input::Screen { _restored: Restored(Arc::clone(&raw)) };
-            let writer =
-                start("peer:tty", drain, Some(Keys { editor: LineEditor::default(), lines, raw }))?;
-            let writer = Some(writer);
+            let input = Input::Screen(Restored(Arc::clone(&raw)));
+            let resized = outlet.wake_end().and_then(signals::tell_resizes);
+            resized.map_err(Error::while_doing(|| "cannot watch the window's size"))?;
+            let writer = Some(start("peer:tty", drain, Some(Keys::new(lines, raw)))?);
             let notices_are_logged = false;
             return Ok(Terminal { typed, broken, outlet, writer, input, notices_are_logged });
         }
@@ -98,8 +123,12 @@ impl Terminal {
             output::queue(Stream::Err).map_err(Error::while_doing(cannot_pair))?;
         let (stop, stopped) = UnixStream::pair().map_err(Error::while_doing(cannot_pair))?;
         let writer = start("peer:out", drain, None)?;
-        let reader = thread::spawn("peer:tty", 0, STACK, move || pipe::read(&lines, &stopped))
-            .map_err(Error::while_doing(cannot_start))?;
+        let tells = TellPanic(report);
+        let reader = thread::spawn("peer:tty", 0, STACK, move || {
+            let _tells = tells;
+            pipe::read(&lines, &stopped);
+        })
+        .map_err(Error::while_doing(cannot_start))?;
         let input = Input::Pipe(Some(reader), Some(stop));
         let writer = Some(writer);
         Ok(Terminal { typed, broken, outlet, writer, input, notices_are_logged: is_service })
@@ -107,7 +136,7 @@ impl Terminal {
 
     /// Whether a person sits there.
     pub(super) fn is_interactive(&self) -> bool {
-        matches!(self.input, Input::Screen { .. })
+        matches!(self.input, Input::Screen(_))
     }
 
     /// Whether [`Terminal::show_line`] has room now. To be asked before a member's line is taken:
@@ -142,19 +171,26 @@ impl Terminal {
         }
     }
 
-    /// Whether standard output is gone: whoever read it has ended, as should this process. To be
-    /// asked whenever the thread was woken.
-    pub(super) fn is_output_gone(&self) -> bool {
-        let error = self.broken.drain().next();
-        if let Some(error) = &error {
-            log::info!("nobody reads standard output: {error}");
+    /// The exit code, if this process should end: whoever read standard output has ended, or there
+    /// is nobody here who reads or writes. To be asked whenever the thread was woken.
+    pub(super) fn must_end(&self) -> Option<u8> {
+        match self.broken.drain().next()? {
+            Broken::Output(error) => {
+                log::info!("nobody reads standard output: {error}");
+                Some(0)
+            }
+            // The panic has been logged.
+            Broken::Thread => Some(1),
         }
-        error.is_some()
     }
 
     /// Writes what waits, for a second at most and not to a stream that takes nothing for 100 ms;
     /// ends the threads and leaves the terminal as it was.
     pub(super) fn stop(mut self) {
+        // First, as a second SIGTERM ends the process at once.
+        if let Input::Screen(restored) = &self.input {
+            restored.0.leave();
+        }
         // A reader that waits for room in the queue ends by this.
         drop(self.typed);
         if let Input::Pipe(reader, stop) = &mut self.input {
@@ -174,6 +210,7 @@ impl Terminal {
 fn has_editor() -> bool {
     // Terminals that do not know even how to erase a line.
     const TOO_SIMPLE: [&str; 3] = ["dumb", "cons25", "emacs"];
-    let is_simple = std::env::var("TERM").is_ok_and(|it| TOO_SIMPLE.contains(&it.as_str()));
+    let term = std::env::var("TERM").unwrap_or_default();
+    let is_simple = term.is_empty() || TOO_SIMPLE.contains(&term.as_str());
     !is_simple && io::stdin().is_terminal() && io::stdout().is_terminal()
 }

@@ -1,9 +1,9 @@
 //! What is to be shown, and the thread that shows it: the main thread never waits for a reader of
 //! standard output. On a terminal the same thread reads the keys, since both are one screen.
 
-use super::Typed;
 use super::line_editor::{ERASE, LineEditor, Wish, entered};
 use super::raw::Raw;
+use super::{Broken, Typed};
 use crate::net::sys::window;
 use crate::runtime::queue::Sender;
 use nix::errno::Errno;
@@ -148,6 +148,11 @@ impl Outlet {
         true
     }
 
+    /// Whatever is written there has the window's size looked at.
+    pub(super) fn wake_end(&self) -> io::Result<UnixStream> {
+        self.wake.try_clone()
+    }
+
     fn wake(&self) {
         // Full means that it is awake; gone is gone.
         let _ = (&self.wake).write(&[0]);
@@ -178,37 +183,50 @@ impl Outlet {
 
 /// The keys, and where complete lines go.
 pub(super) struct Keys {
-    pub(super) editor: LineEditor,
-    pub(super) lines: Sender<Typed>,
-    pub(super) raw: Arc<Raw>,
+    editor: LineEditor,
+    lines: Sender<Typed>,
+    raw: Arc<Raw>,
+    columns: u16,
 }
 
 impl Keys {
+    pub(super) fn new(lines: Sender<Typed>, raw: Arc<Raw>) -> Keys {
+        Keys { editor: LineEditor::default(), lines, raw, columns: 0 }
+    }
+
     /// Takes what was typed; returns what is to be written. Fails when nobody wants it.
     fn take(&mut self, bytes: &[u8]) -> Result<String, End> {
-        let mut text = String::new();
+        let (mut text, mut wishes) = (String::new(), Vec::new());
         for byte in bytes {
-            match self.editor.take(*byte) {
-                None => {}
-                Some(Wish::Line(line)) => {
+            self.editor.take(*byte, &mut wishes);
+        }
+        for wish in wishes {
+            match wish {
+                Wish::Line(line) => {
                     text.push_str(&entered(&line));
                     self.lines.send_waiting(Typed::Line(line)).map_err(|_| End)?;
                 }
-                Some(Wish::End) => return Err(End),
-                Some(Wish::Suspend) => {
+                Wish::End => return Err(End),
+                Wish::Suspend => {
                     self.raw.leave();
                     // Ends when the shell lets us go on.
                     let _ = raise(Signal::SIGTSTP);
                     self.raw.enter();
                 }
-                Some(Wish::Clear) => text.push_str("\x1b[H\x1b[2J"),
+                Wish::Clear => text.push_str("\x1b[H\x1b[2J"),
             }
         }
         Ok(text + &self.drawn())
     }
 
     fn drawn(&mut self) -> String {
-        self.editor.drawn(window::columns(io::stdout()).unwrap_or(COLUMNS))
+        self.columns = window::columns(io::stdout()).unwrap_or(COLUMNS);
+        self.editor.drawn(self.columns)
+    }
+
+    /// Whether the window has another width than when the line was drawn last.
+    fn is_resized(&self) -> bool {
+        window::columns(io::stdout()).unwrap_or(COLUMNS) != self.columns
     }
 }
 
@@ -249,13 +267,13 @@ impl Pending {
 
 impl Drain {
     /// Shows what comes until the end. `broken` gets the error that standard output has met.
-    pub(super) fn run(self, mut keys: Option<Keys>, broken: &Sender<io::Error>) {
+    pub(super) fn run(self, mut keys: Option<Keys>, broken: &Sender<Broken>) {
         self.show(&mut keys, broken);
         self.shared.state().is_finished = true;
         self.shared.changed.notify_all();
     }
 
-    fn show(&self, keys: &mut Option<Keys>, broken: &Sender<io::Error>) {
+    fn show(&self, keys: &mut Option<Keys>, broken: &Sender<Broken>) {
         let (input, out, err) = (io::stdin(), io::stdout(), io::stderr());
         let mut pending = [Pending::default(), Pending::default()];
         if let Some(keys) = keys {
@@ -292,6 +310,9 @@ impl Drain {
             let ready = places.map(is_ready);
             if watched[0].any().unwrap_or(true) {
                 self.clear_wake();
+                if let Some(keys) = keys.as_mut().filter(|keys| keys.is_resized()) {
+                    pending[Stream::Out as usize].add(&keys.drawn());
+                }
             }
             for (stream, fd) in [(Stream::Out, out.as_fd()), (Stream::Err, err.as_fd())] {
                 if !ready[1 + stream as usize] {
@@ -301,7 +322,7 @@ impl Drain {
                     Ok(written) => self.shared.state().written += written as u64,
                     Err(error) if stream == Stream::Out => {
                         // Its queue has one place, and there is one such error.
-                        let _ = broken.send(error.into());
+                        let _ = broken.send(Broken::Output(error.into()));
                     }
                     Err(error) => log::debug!("cannot show notices: {error}"),
                 }

@@ -1,0 +1,193 @@
+//! Tunnels come, change and go, on the host as in the list.
+
+use crate::daemon::{Daemon, add, del, has_device, refused, tunnel};
+use crate::support::kernel::{in_own_namespaces, run};
+use crate::support::{Scratch, await_some};
+use serde_json::{Value, json};
+use std::fs;
+
+fn with(mut tunnel: Value, field: &str, value: Value) -> Value {
+    tunnel[field] = value;
+    tunnel
+}
+
+#[test]
+fn a_tunnel_has_what_was_wished_for_until_it_goes() {
+    if !in_own_namespaces("changes::a_tunnel_has_what_was_wished_for_until_it_goes") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut wished = with(tunnel(1), "routes", json!(["192.168.2.0/24", "fd00:2::/64"]));
+    wished["addresses"] = json!(["fd00::1/64"]);
+    let answer = daemon.ask(add(&[wished]));
+    assert_eq!(answer["changes"], json!([{ "change": "add", "name": "t1" }]), "{answer}");
+    let address = run("ip", &["-o", "address", "show", "dev", "t1"]);
+    assert!(
+        address.contains("inet 10.0.1.1/30") && address.contains("inet6 fd00::1/64"),
+        "{address}"
+    );
+    assert!(run("ip", &["link", "show", "t1"]).contains("mtu 1400"));
+    assert!(run("ip", &["route"]).contains("192.168.2.0/24 dev t1"));
+    assert!(run("ip", &["-6", "route"]).contains("fd00:2::/64 dev t1"));
+    // The last address of the network is a host's, as in the seed's README.
+    assert!(!run("ip", &["route", "show", "table", "local"]).contains("broadcast 10.0.1.3"));
+    let answer = daemon.ask(json!({ "op": "update", "tunnel": [
+        { "name": "t1", "tunnelIP": "10.0.9.1/24", "mtu": 1300, "routes": ["192.168.3.0/24"] }
+    ]}));
+    assert_eq!(answer["changed"], 1, "{answer}");
+    let address = run("ip", &["-o", "address", "show", "dev", "t1"]);
+    assert!(address.contains("inet 10.0.9.1/24") && !address.contains("10.0.1.1"), "{address}");
+    assert!(address.contains("inet6 fd00::1/64"), "{address}");
+    let routes = run("ip", &["route"]);
+    assert!(
+        routes.contains("192.168.3.0/24 dev t1") && !routes.contains("192.168.2.0"),
+        "{routes}"
+    );
+    assert_eq!(daemon.ask(del("t1"))["changed"], 1);
+    assert!(!has_device("t1") && daemon.list().is_empty());
+    daemon.await_metric("udpferry_mesh_changes_total", 3);
+}
+
+#[test]
+fn what_is_wrong_changes_nothing() {
+    if !in_own_namespaces("changes::what_is_wrong_changes_nothing") {
+        return;
+    }
+    let daemon = Daemon::start(&["--max-tunnels=3"]);
+    daemon.ask(add(&[tunnel(1)]));
+    let before = daemon.list();
+    let ask = |request: Value| refused(&daemon.ask(request));
+    // One of several is enough.
+    let two = [tunnel(2), with(tunnel(3), "tunnelIP", "10.0.1.2".into())];
+    assert_eq!(ask(add(&two)), "tunnel[1].tunnelIP: overlaps with 10.0.1.0/30 of tunnel t1");
+    assert!(ask(add(&[tunnel(1)])).starts_with("tunnel[0].name: "));
+    assert!(ask(add(&[with(tunnel(2), "remoteServer", "127.0.1.1".into())])).contains("tunnel t1"));
+    assert!(ask(del("no")).starts_with("tunnel[0].name: "));
+    let four: Vec<Value> = (2..5).map(tunnel).collect();
+    assert_eq!(ask(add(&four)), "tunnel[2]: there may be 3 at most");
+    assert!(
+        ask(json!({ "op": "update", "tunnel": [{ "name": "t1", "mtu": 1 }] })).contains(".mtu: ")
+    );
+    // On the host: the second one's route is somebody else's.
+    run("ip", &["route", "add", "unreachable", "192.168.7.0/24"]);
+    let two = [tunnel(2), with(tunnel(3), "routes", json!(["192.168.7.0/24"]))];
+    assert!(ask(add(&two)).starts_with("tunnel[1].routes: cannot route 192.168.7.0/24 to t3: "));
+    assert!(!has_device("t2") && !has_device("t3"));
+    let now = daemon.list();
+    assert_eq!(now.len(), 1);
+    assert_eq!(now[0]["tunnelIP"], before[0]["tunnelIP"]);
+    assert_eq!(daemon.metric("udpferry_mesh_rollbacks_total"), 1);
+    assert_eq!(daemon.metric("udpferry_mesh_changes_total"), 1);
+}
+
+#[test]
+fn apply_is_idempotent_and_says_the_difference() {
+    if !in_own_namespaces("changes::apply_is_idempotent_and_says_the_difference") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    daemon.ask(add(&[tunnel(1), tunnel(2), tunnel(3)]));
+    // The first goes, and its address goes to another; the second changes; the third stays.
+    let wanted = json!([
+        with(tunnel(4), "tunnelIP", "10.0.1.1".into()),
+        with(tunnel(2), "mtu", 1300.into()),
+        tunnel(3)
+    ]);
+    let apply =
+        |dry_run: bool| daemon.ask(json!({ "op": "apply", "tunnel": wanted, "dryRun": dry_run }));
+    let planned = apply(true);
+    assert_eq!(
+        planned["changes"],
+        json!([
+            { "change": "del", "name": "t1" },
+            { "change": "add", "name": "t4" },
+            { "change": "update", "name": "t2", "fields": { "mtu": [1400, 1300] } }
+        ])
+    );
+    assert_eq!(daemon.names(), ["t1", "t2", "t3"]);
+    assert_eq!(apply(false)["changes"], planned["changes"]);
+    assert_eq!(daemon.names(), ["t2", "t3", "t4"]);
+    assert!(!has_device("t1") && has_device("t4"));
+    assert_eq!(apply(false)["changed"], 0);
+    // As people do it.
+    let file = daemon.scratch.path("mesh.json");
+    let exported = daemon.meshctl(&["export"]);
+    fs::write(&file, exported.stdout).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(daemon.meshctl(&["apply", file]).stdout, b"nothing to change\n");
+    daemon.ask(del("t4"));
+    assert_eq!(daemon.meshctl(&["apply", "--dry-run", file]).stdout, b"+ t4\n");
+    assert!(!has_device("t4"));
+    assert_eq!(daemon.meshctl(&["apply", file]).stdout, b"+ t4\n");
+    assert!(has_device("t4"));
+}
+
+#[test]
+fn tunnels_survive_a_restart_unless_told_otherwise() {
+    if !in_own_namespaces("changes::tunnels_survive_a_restart_unless_told_otherwise") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let file = scratch.path("state.json");
+    let state = format!("--state-file={}", file.display());
+    let daemon = Daemon::start_in(scratch, &[&state]);
+    daemon.ask(add(&[tunnel(1), tunnel(2)]));
+    daemon.ask(del("t1"));
+    // What the answer promised is in the file by now.
+    assert!(fs::read_to_string(&file).unwrap().contains("\"t2\""));
+    let daemon = daemon.restart(&[&state]);
+    assert_eq!(daemon.names(), ["t2"]);
+    assert!(has_device("t2"));
+    let daemon = daemon.restart(&[&state, "--no-restore"]);
+    assert!(daemon.names().is_empty());
+    let aside = file.with_extension("json.corrupt-1");
+    assert!(fs::read_to_string(&aside).unwrap().contains("\"t2\""), "it is kept");
+    daemon.ask(add(&[tunnel(3)]));
+    drop(daemon.service);
+    let torn = &fs::read(&file).unwrap()[..40];
+    fs::write(&file, torn).unwrap();
+    let daemon = Daemon::start_in(daemon.scratch, &[&state]);
+    daemon.service.await_log("is corrupt");
+    assert!(daemon.names().is_empty());
+    assert_eq!(fs::read(file.with_extension("json.corrupt-2")).unwrap(), torn);
+}
+
+#[test]
+fn a_state_that_cannot_be_saved_is_said_and_saved_later() {
+    if !in_own_namespaces("changes::a_state_that_cannot_be_saved_is_said_and_saved_later") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let directory = scratch.path("state");
+    let file = directory.join("state.json");
+    let state = format!("--state-file={}", file.display());
+    let daemon = Daemon::start_in(scratch, &[&state]);
+    let answer = daemon.ask(add(&[tunnel(1)]));
+    assert_eq!(answer["ok"], true);
+    assert!(
+        answer["warning"].as_str().unwrap().starts_with("the state is not saved: "),
+        "{answer}"
+    );
+    assert!(has_device("t1"));
+    fs::create_dir(&directory).unwrap();
+    await_some(|| file.exists().then_some(())).expect("it is never saved");
+    assert!(daemon.metric("udpferry_mesh_state_write_failures_total") > 0);
+}
+
+#[test]
+fn a_deleted_device_is_made_again() {
+    if !in_own_namespaces("changes::a_deleted_device_is_made_again") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    daemon.ask(add(&[with(tunnel(1), "routes", json!(["192.168.2.0/24"])), tunnel(2)]));
+    for times in 1..4 {
+        run("ip", &["link", "delete", "t1"]);
+        daemon.await_metric("udpferry_mesh_devices_remade_total", times);
+        await_some(|| run("ip", &["route"]).contains("192.168.2.0/24 dev t1").then_some(()))
+            .expect("the route does not come back");
+    }
+    daemon.service.await_log("t1: somebody deleted the device");
+    assert!(run("ip", &["-o", "address"]).contains("10.0.1.1/30"));
+    assert_eq!(daemon.list()[0]["fault"], Value::Null);
+}

@@ -32,7 +32,7 @@ fn bind(address: SocketAddr, merge: bool) -> io::Result<mio::net::UdpSocket> {
     socket.set_recv_buffer_size(SOCKET_BUFFER_LEN)?;
     socket.set_send_buffer_size(SOCKET_BUFFER_LEN)?;
     if merge {
-        sockopt::receive_merged(&socket)?;
+        sockopt::receive_merged(&socket, true)?;
     }
     socket.bind(&address.into())?;
     Ok(mio::net::UdpSocket::from_std(socket.into()))

@@ -12,6 +12,7 @@ mod histogram;
 mod idle;
 mod link;
 mod load;
+mod naive;
 mod process;
 mod stun;
 mod window;
@@ -43,6 +44,8 @@ load flood --sink ADDR --to ADDR [--payload BYTES] [--seconds S]
     Sends to ADDR as fast as it can, and counts what arrives at the sink. Prints JSON.
 load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--server-pids PID,PID]
     Keeps N STUN Binding requests in flight from each of N ports, verifies each answer, prints JSON.
+load naive-tunnel --tun NAME --local ADDR --remote ADDR
+    The plainest tunnel: a packet a read and a datagram a send, and back. Its device is set up by others.
 load idle ADDR N --echo ADDR
     Opens N udpgw clients, carries one datagram through each, prints `ready`, and holds them until
     stdin ends.
@@ -137,6 +140,13 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             stun::run(&workload)
         }
+        "naive-tunnel" => {
+            let name: String = args.value_from_str("--tun")?;
+            let local = args.value_from_str("--local")?;
+            let remote = args.value_from_str("--remote")?;
+            nothing_left(args)?;
+            naive::run(&name, local, remote)
+        }
         "idle" => {
             let echo = args.value_from_str("--echo")?;
             let gateway: SocketAddr = args.free_from_str()?;
@@ -144,7 +154,9 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             idle::run(gateway, echo, clients)
         }
-        other => Err(Failure::Usage(format!("no tool {other}: echo, load, flood, stun or idle"))),
+        other => Err(Failure::Usage(format!(
+            "no tool {other}: echo, load, flood, stun, naive-tunnel or idle"
+        ))),
     }
 }
 

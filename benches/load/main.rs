@@ -13,6 +13,7 @@ mod histogram;
 mod idle;
 mod link;
 mod load;
+mod naive;
 mod process;
 mod stun;
 mod window;
@@ -47,6 +48,8 @@ load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--serv
 load chat [--near COMMAND --far COMMAND] [--seconds S] [--warm-up S]
     Carries lines into one program, out of the other, and back, one at a time. Prints JSON. Without
     programs: through cat on both sides.
+load naive-tunnel --tun NAME --local ADDR --remote ADDR
+    The plainest tunnel: a packet a read and a datagram a send, and back. Its device is set up by others.
 load idle ADDR N --echo ADDR
     Opens N udpgw clients, carries one datagram through each, prints `ready`, and holds them until
     stdin ends.
@@ -151,6 +154,13 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             chat::run(&workload)
         }
+        "naive-tunnel" => {
+            let name: String = args.value_from_str("--tun")?;
+            let local = args.value_from_str("--local")?;
+            let remote = args.value_from_str("--remote")?;
+            nothing_left(args)?;
+            naive::run(&name, local, remote)
+        }
         "idle" => {
             let echo = args.value_from_str("--echo")?;
             let gateway: SocketAddr = args.free_from_str()?;
@@ -158,9 +168,9 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             idle::run(gateway, echo, clients)
         }
-        other => {
-            Err(Failure::Usage(format!("no tool {other}: echo, load, flood, stun, chat or idle")))
-        }
+        other => Err(Failure::Usage(format!(
+            "no tool {other}: echo, load, flood, stun, chat, naive-tunnel or idle"
+        ))),
     }
 }
 

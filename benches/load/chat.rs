@@ -50,16 +50,20 @@ impl Side {
         };
         Ok(Side { child, input, output: BufReader::new(output) })
     }
+}
 
-    /// Writes a line into one side and reads one out of the other; whether it is the same.
-    fn carries(&mut self, to: &mut Side, line: &str) -> io::Result<bool> {
-        self.input.write_all(line.as_bytes())?;
-        let mut heard = String::new();
-        if to.output.read_line(&mut heard)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(heard == line)
+/// Writes a line into one program and reads one out of another; whether it is the same.
+fn carries(
+    input: &mut ChildStdin,
+    output: &mut BufReader<ChildStdout>,
+    line: &str,
+) -> io::Result<bool> {
+    input.write_all(line.as_bytes())?;
+    let mut heard = String::new();
+    if output.read_line(&mut heard)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    Ok(heard == line)
 }
 
 /// Runs the workload and prints what came of it, as one JSON object.
@@ -67,6 +71,7 @@ pub(crate) fn run(workload: &Workload) -> Result<(), Failure> {
     let side = |command: &Option<String>| {
         Side::start(command.as_deref()).map_err(failed("cannot start a side"))
     };
+    let is_direct = workload.near.is_none() && workload.far.is_none();
     let (mut near, mut far) = (side(&workload.near)?, side(&workload.far)?);
     let clock = Clock::start();
     let mut number = 0_u64;
@@ -74,7 +79,13 @@ pub(crate) fn run(workload: &Workload) -> Result<(), Failure> {
         number += 1;
         let line = format!("{number:0LINE_LEN$}\n");
         let begin = clock.now_ns();
-        let is_same = near.carries(far, &line)? && far.carries(near, &line)?;
+        let is_same = if is_direct {
+            carries(&mut near.input, &mut near.output, &line)?
+                && carries(&mut far.input, &mut far.output, &line)?
+        } else {
+            carries(&mut near.input, &mut far.output, &line)?
+                && carries(&mut far.input, &mut near.output, &line)?
+        };
         Ok((clock.now_ns() - begin, is_same))
     };
     let cannot = || failed("a line did not come back");
@@ -102,7 +113,6 @@ pub(crate) fn run(workload: &Workload) -> Result<(), Failure> {
     let cpu =
         |side: usize| milli(after[side].ns_since(&before[side])) / milli(round_trips.max(1) * 1000);
     let microseconds = |per_mille| milli(times.quantile_ns(per_mille));
-    let is_direct = workload.near.is_none() && workload.far.is_none();
     let (echo, tunnel, gateway) =
         if is_direct { (cpu(0) + cpu(1), 0.0, 0.0) } else { (0.0, cpu(0), cpu(1)) };
     println!(

@@ -27,7 +27,7 @@ pub enum SealError {
     Malformed,
     /// Older than one that the member has made before.
     Outdated,
-    /// The member has another key than before, which lasts as long as its token.
+    /// The member has another key than before, which lasts as long as its id.
     KeyChanged,
 }
 

@@ -290,7 +290,7 @@ fn another_endpoint_and_another_announcement_are_news() {
 fn an_endpoint_is_one_members() {
     let mut world = World::new(LIMITS);
     world.two_meet();
-    // The program behind it was started again: another token from the same port.
+    // The program behind it was started again: another key from the same port.
     world.register(1, 3, v4(2)).unwrap();
     assert_eq!(world.gone(), [(v4(1), member(2))]);
     assert_eq!(world.told(), [(v4(2), member(1)), (v4(1), member(3))]);
@@ -379,7 +379,7 @@ fn rooms_and_members_have_limits() {
     assert_eq!(world.register(1, 4, v4(4)), Err(Refusal::RoomFull));
     // Whoever is in stays in.
     assert_eq!(world.register(1, 3, v4(33)), Ok(3));
-    // A new token at a member's endpoint takes its place.
+    // A new key at a member's endpoint takes its place.
     assert_eq!(world.register(1, 5, v4(33)), Ok(3));
     world.register(2, 6, v4(6)).unwrap();
     assert_eq!(world.register(3, 7, v4(7)), Err(Refusal::RoomsFull));

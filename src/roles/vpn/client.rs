@@ -1,14 +1,15 @@
 //! `vpn client`: the main thread, which finds the server, gets addresses from it, and sets the host
 //! up with them.
 
+mod asked;
+mod conversation;
 mod settle;
 
-use super::counters::{Counters, DropReason, Loss, MESSAGES_DROPPED};
+use super::counters::{Counters, Loss};
 use super::device::Device;
 use super::identity::Identity;
 use super::outbox::Outbox;
 use super::sockets::Sockets;
-use super::status::{self, Status};
 use super::{ClientConfig, DEVICE, socket_path, tell_plaintext};
 use crate::error::Error;
 use crate::net::netlink::changes::Changes;
@@ -25,18 +26,16 @@ use crate::roles::lookup::{self, Lookup};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::errands::Errands;
-use crate::runtime::metrics::Registry;
 use crate::runtime::queue::{self, Receiver, Sender};
 use crate::state::access::Prefix;
-use crate::state::contact::Contact;
 use crate::state::vpn::connection::{Connection, Step};
-use crate::wire::vpn::{Answer, Refusal, Request, VERSION, Wish, parse_answer, write_request};
+use crate::wire::vpn::Request;
 use mio::{Interest, Token};
 use settle::Settled;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Word of the network's changes; the control socket's tokens stand before it.
 const CHANGES: Token = Token(FIRST_OWN + control::TOKENS);
@@ -209,27 +208,6 @@ impl Client {
         Ok(())
     }
 
-    /// What the operator asks; `None` is answered by the end.
-    fn answer(
-        &mut self,
-        question: &str,
-        now: Instant,
-        registry: &Registry,
-    ) -> Option<control::Answer> {
-        use control::Answer::{Done, Refused};
-        match question {
-            "status" => Some(Done(self.status(now, registry).text())),
-            "status json" => Some(Done(self.status(now, registry).json())),
-            "confirm" if self.confirm_by.take().is_some() => {
-                log::info!("{}: confirmed", self.config.shared.tun);
-                Some(Done(format!("{}: confirmed, everything stays\n", self.config.shared.tun)))
-            }
-            "confirm" => Some(Refused("nothing waits for it".into())),
-            "down" => None,
-            _ => Some(Refused("no such question".into())),
-        }
-    }
-
     fn hear(&mut self, inbox: &Inbox, host: &mut Host) -> Result<(), Error> {
         let now = clock::now();
         for answer in inbox.found.drain() {
@@ -257,97 +235,6 @@ impl Client {
             }
         }
         Ok(())
-    }
-
-    /// A message has come.
-    fn listen(
-        &mut self,
-        now: Instant,
-        source: SocketAddr,
-        bytes: &[u8],
-        host: &mut Host,
-    ) -> Result<(), Error> {
-        let answer = match parse_answer(bytes) {
-            Some(answer) if self.connection.server() == Some(source) => answer,
-            Some(_) => {
-                self.counters.dropped(DropReason::Unexpected, 1);
-                return Ok(());
-            }
-            None => {
-                self.counters.dropped(DropReason::Malformed, 1);
-                return Ok(());
-            }
-        };
-        let is_expected = match answer {
-            Answer::Cookie { tx, cookie, endpoint } => {
-                log::debug!("{source} sees us at {endpoint}");
-                self.connection.on_cookie(now, tx, cookie)
-            }
-            Answer::Welcome { tx, ipv4, ipv6, mtu, keepalive_s, dns } => {
-                let told = Duration::from_secs(keepalive_s.into());
-                let keepalive = self.config.keepalive.unwrap_or(told);
-                let is_welcome = self.connection.on_welcome(now, tx, keepalive);
-                if is_welcome {
-                    self.heard(now);
-                    self.settle(
-                        now,
-                        source,
-                        Settled { ipv4, ipv6, mtu, dns, server: source },
-                        host,
-                    )?;
-                }
-                is_welcome
-            }
-            Answer::Alive { tx } => {
-                self.heard(now);
-                self.connection.on_alive(now, tx)
-            }
-            Answer::WhoAreYou => {
-                let is_news = self.connection.on_who_are_you(now);
-                if is_news {
-                    self.lose(Loss::Unknown, "it does not know us, or not at this endpoint");
-                }
-                is_news
-            }
-            Answer::Goodbye { client } => {
-                let is_news =
-                    client == self.identity.id && self.connection.on_goodbye(now, chance());
-                if is_news {
-                    self.lose(Loss::Goodbye, "it said goodbye");
-                }
-                is_news
-            }
-            Answer::Refused { tx, reason } => {
-                let is_refused = self.connection.on_refused(now, tx, chance());
-                if is_refused {
-                    let server = &self.config.server;
-                    log::error!("{server} refuses this client: {}", words(reason));
-                }
-                is_refused
-            }
-            Answer::OtherVersion { tx, version } => {
-                let is_refused = self.connection.on_refused(now, tx, chance());
-                if is_refused {
-                    let server = &self.config.server;
-                    log::error!("{server} speaks version {version}, this client {VERSION}");
-                }
-                is_refused
-            }
-        };
-        if !is_expected {
-            self.counters.dropped(DropReason::Unexpected, 1);
-        }
-        Ok(())
-    }
-
-    fn heard(&self, now: Instant) {
-        self.server_counters.heard(now);
-    }
-
-    fn lose(&self, how: Loss, words: &str) {
-        self.counters.lost(how);
-        self.counters.connected.set(0);
-        log::info!("asking {} again: {words}", self.config.server);
     }
 
     /// Does what is due; returns whether all is over.
@@ -391,12 +278,6 @@ impl Client {
         Ok(())
     }
 
-    fn say(&mut self, to: SocketAddr, request: &Request) {
-        let Some(socket) = self.sockets.number_for(to) else { return };
-        let contact = Contact { endpoint: to, socket, local: None };
-        self.outbox.add(contact, |bytes| write_request(bytes, request));
-    }
-
     /// Only the server is listened to, and it is the only peer.
     fn publish(&self) {
         let servers = self.connection.servers().iter();
@@ -426,74 +307,6 @@ impl Client {
             self.outbox.send(&self.sockets, &self.counters);
         }
         self.plane.stop();
-    }
-
-    fn status(&self, now: Instant, registry: &Registry) -> Status {
-        let state = match (self.connection.is_up(), &self.settled) {
-            (true, _) => "connected",
-            (false, Some(_)) => "looking for the server again",
-            (false, None) => "looking for the server",
-        };
-        let addresses: Vec<String> =
-            self.device.addresses().iter().map(ToString::to_string).collect();
-        let mut facts = vec![
-            ("server", self.config.server.to_string()),
-            ("state", state.to_owned()),
-            ("addresses", addresses.join(" ")),
-            ("mtu", self.device.mtu().to_string()),
-            ("offloads", status::offloads(&self.device.tun, &self.sockets)),
-        ];
-        if let Some(by) = self.confirm_by {
-            let left = by.saturating_duration_since(now).as_secs();
-            facts.push(("confirm", format!("within {left} s, or all is undone")));
-        }
-        let peers = self.settled.as_ref().map(|settled| {
-            let mut peer = status::Peer::of(&self.server_counters, now);
-            peer.endpoint = settled.server.to_string();
-            peer.addresses = settled.server_addresses().map(|it| it.to_string()).collect();
-            peer
-        });
-        Status {
-            device: self.config.shared.tun.clone(),
-            side: "client",
-            up_for: now.saturating_duration_since(self.started),
-            facts,
-            peers: peers.into_iter().collect(),
-            drops: status::drops(registry, MESSAGES_DROPPED),
-        }
-    }
-
-    fn status_line(&self) -> String {
-        let totals = self.server_counters.totals();
-        let state = if self.connection.is_up() { "connected to" } else { "looking for" };
-        let (server, bytes_in, bytes_out) =
-            (&self.config.server, totals.bytes_in, totals.bytes_out);
-        format!("{state} {server}, {bytes_in} bytes from it, {bytes_out} bytes to it")
-    }
-
-    /// What it insists on, else what it had.
-    fn wishes(&self) -> (Wish<std::net::Ipv4Addr>, Wish<std::net::Ipv6Addr>) {
-        let settled = self.settled.as_ref();
-        let had_ipv4 = settled.and_then(|settled| settled.ipv4).map(|ipv4| ipv4.address);
-        let had_ipv6 = settled.and_then(|settled| settled.ipv6).map(|ipv6| ipv6.address);
-        (wish(self.config.fixed.ipv4, had_ipv4), wish(self.config.fixed.ipv6, had_ipv6))
-    }
-}
-
-fn wish<A>(fixed: Option<(A, u8)>, had: Option<A>) -> Wish<A> {
-    match (fixed, had) {
-        (Some((address, _)), _) => Wish::Only(address),
-        (None, Some(address)) => Wish::Rather(address),
-        (None, None) => Wish::Any,
-    }
-}
-
-fn words(reason: Refusal) -> &'static str {
-    match reason {
-        Refusal::Full => "it is full, as many clients are there as it takes (--max-clients)",
-        Refusal::NoAddress => "its pool has no address left",
-        Refusal::AddressTaken => "another client has the address (--address)",
-        Refusal::AddressOutside => "the address is not a client's in its network (--address)",
     }
 }
 

@@ -19,8 +19,9 @@
 //!
 //! A packet never meets the main thread: both other threads are [`super::data_plane`], which says
 //! how a packet travels. The main thread decides who the peers are, and publishes a table for every
-//! change. Server: `server` (the loop), `desk` (what clients say), `state::vpn::clients`. Client: `client`
-//! (the loop), `state::vpn::connection`. Both: [`super::host`] for what changes on the host, and
+//! change. Server: `server` (the loop), `server::desk` (what clients say), `state::vpn::clients`. Client:
+//! `client` (the loop), `client::conversation`, `client::settle` (what a welcome comes to),
+//! `state::vpn::connection`. Both: [`super::host`] for what changes on the host, and
 //! [`super::control`] for `udpferry vpn status`.
 //!
 //! Control messages ([`crate::wire::vpn`]) are few: a hello with a cookie, and a keepalive every

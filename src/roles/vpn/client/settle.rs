@@ -93,7 +93,6 @@ impl Client {
     pub(super) fn settle(
         &mut self,
         now: Instant,
-        source: SocketAddr,
         new: Settled,
         host: &mut Host,
     ) -> Result<(), Error> {
@@ -104,6 +103,9 @@ impl Client {
         if is_changed || before.as_ref().map(|before| before.server) != Some(new.server) {
             self.publish();
         }
+        if self.config.dns.contains(&Dns::Pushed) && new.dns.iter().next().is_none() {
+            log::warn!("--dns server: {} tells no DNS server", self.config.server);
+        }
         if before.is_none() {
             self.confirm_by = self.config.confirm.map(|time| now + time);
         }
@@ -112,7 +114,7 @@ impl Client {
             self.device.addresses().iter().map(ToString::to_string).collect();
         let (tun, server) = (&self.config.shared.tun, &self.config.server);
         let addresses = addresses.join(" ");
-        log::info!("{tun}: connected to {server} at {source}, with {addresses}");
+        log::info!("{tun}: connected to {server} at {}, with {addresses}", new.server);
         if is_changed {
             self.run_up_hook();
         }

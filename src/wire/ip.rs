@@ -16,7 +16,7 @@
 //! ```
 //! use udpferry::wire::ip::{Header, Sum};
 //! let packet = [
-//!     0x45, 0, 0, 22, 0, 1, 0x40, 0, 64, 1, 0x26, 0xd4, 10, 0, 0, 1, 10, 0, 0, 2, b'h', b'i',
+//!     0x45, 0, 0, 22, 0, 1, 0x40, 0, 64, 1, 0x26, 0xe4, 10, 0, 0, 1, 10, 0, 0, 2, b'h', b'i',
 //! ];
 //! let header = Header::parse(&packet).unwrap();
 //! assert_eq!((header.source, header.protocol), ([10, 0, 0, 1].into(), 1));

@@ -18,7 +18,7 @@ misuse() {
 	exit 2
 }
 
-action=make
+action='make'
 while [ $# -gt 0 ]; do
 	case $1 in
 	--dry-run) action=show ;;

@@ -570,6 +570,10 @@ config_tests() {
 			# A person's, or a secret that every user could read.
 			--room | --secret | --legacy | --detect | --connect-timeout) continue ;;
 			esac
+			case "$name $option" in
+			# Refused: what it changes must be undone with the same privilege.
+			udpferry-vpn-*" --user" | udpferry-vpn-*" --group") continue ;;
+			esac
 			variable=UDPFERRY_$(printf '%s' "${option#--}" | tr 'a-z-' 'A-Z_')
 			check "configuration of $name: $variable" grep -q "^#$variable=" "$repo/packaging/sysconfig/$name"
 		done

@@ -572,6 +572,8 @@ crowds() {
 [ $# -gt 0 ] || set -- seed pytun commands atomic behind life six mss hooks kills crowds
 for scenario; do
 	begin=${EPOCHREALTIME/./}
+	# What one scenario's daemons remember is not the next one's.
+	rm -f "$work"/h[0-9].state*
 	"$scenario"
 	echo "    -- $scenario: $(((${EPOCHREALTIME/./} - begin) / 100000)) tenths of a second"
 done

@@ -450,8 +450,10 @@ restart() {
 leaks() {
 	: >"$work/leaks"
 	rm -f "$work/tcpdump.err"
+	# The path's MTU may be known to be smaller from before: then they leave in fragments, which have no ports.
 	ip netns exec "$lab-c" tcpdump -i eth0 -n -l -Q out \
-		'not (udp and (host 198.51.100.1 or host 2001:db8:2::1) and port 5555) and not arp and not icmp6 and not ip6 multicast' \
+		'not (udp and (host 198.51.100.1 or host 2001:db8:2::1) and port 5555) and
+		not (ip proto 17 and host 198.51.100.1 and ip[6:2] & 0x1fff != 0) and not arp and not icmp6 and not ip6 multicast' \
 		>"$work/leaks" 2>"$work/tcpdump.err" &
 	tcpdump=$!
 	until_true 5 grep -qs listening "$work/tcpdump.err"

@@ -442,8 +442,8 @@ fn a_store_may_be_reached_over_tls() {
 }
 
 #[test]
-fn eighty_members_of_two_servers_meet_in_pairs() {
-    const PAIRS: u16 = 40;
+fn four_hundred_members_of_two_servers_meet_in_pairs() {
+    const PAIRS: u16 = 200;
     let redis = Redis::start();
     let args = ["--source-rate=0", "--udp-buffer=16M"];
     let (here, there) = (shared(&redis, &args), shared(&redis, &args));
@@ -454,8 +454,8 @@ fn eighty_members_of_two_servers_meet_in_pairs() {
     };
     // A port that is used again is that of a member that has not left.
     let mut all = Vec::new();
-    for first in (0..PAIRS).step_by(10) {
-        let pairs: Vec<(Member, Member)> = (first..first + 10)
+    for first in (0..PAIRS).step_by(50) {
+        let pairs: Vec<(Member, Member)> = (first..first + 50)
             .map(|number| {
                 let mut pair = (Member::new(here.address, 1), Member::new(there.address, 1));
                 pair.0.room = room(number);

@@ -73,6 +73,8 @@ pub enum Heard<'a> {
     TooOld,
     /// No UTF-8, or too long: count it and do nothing, so that its sender sees that it failed.
     Malformed,
+    /// Its sender has not said which chat it belongs to: do nothing, it will be sent again.
+    TooEarly,
 }
 
 /// The state of the chat with one member, for as long as its id lasts.
@@ -177,6 +179,10 @@ impl Chat {
         let Ok(text) = std::str::from_utf8(body) else { return Heard::Malformed };
         if text.len() > LINE_LEN_MAX {
             return Heard::Malformed;
+        }
+        // What is shown now would be shown again with its repeat, after the greeting that got lost.
+        if self.epoch.is_none() {
+            return Heard::TooEarly;
         }
         match self.seen.see(number) {
             Some(true) => Heard::New(text),
@@ -317,7 +323,7 @@ mod tests {
     #[test]
     fn no_more_lines_are_on_their_way_than_a_receiver_knows() {
         let now = clock::now();
-        let (mut sender, mut receiver) = (Chat::new(), Chat::new());
+        let (mut sender, mut receiver) = (Chat::new(), begun());
         for number in 1..=WINDOW {
             assert_eq!(sender.say("x", now), Ok(number));
         }
@@ -335,8 +341,24 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_shown_once() {
+    fn a_line_that_overtakes_the_greeting_is_shown_once() {
         let mut chat = Chat::new();
+        assert_eq!(chat.hear(1, b"one"), Heard::TooEarly);
+        chat.begins(7);
+        assert_eq!(chat.hear(1, b"one"), Heard::New("one"));
+        assert_eq!(chat.hear(1, b"one"), Heard::Duplicate);
+    }
+
+    /// A chat whose peer has greeted.
+    fn begun() -> Chat {
+        let mut chat = Chat::new();
+        chat.begins(1);
+        chat
+    }
+
+    #[test]
+    fn a_line_is_shown_once() {
+        let mut chat = begun();
         assert_eq!(chat.hear(10, b"a"), Heard::New("a"));
         assert_eq!(chat.hear(10, b"a"), Heard::Duplicate);
         assert_eq!(chat.hear(12, b"c"), Heard::New("c"));
@@ -345,7 +367,7 @@ mod tests {
         assert_eq!(chat.hear(12 + WINDOW, b"d"), Heard::New("d"));
         assert_eq!(chat.hear(12, b"c"), Heard::TooOld);
         assert_eq!(chat.hear(13, b"new"), Heard::New("new"));
-        let mut chat = Chat::new();
+        let mut chat = begun();
         for number in [u32::MAX, 0, 1] {
             assert_eq!(chat.hear(number, b"x"), Heard::New("x"), "numbers go round");
         }
@@ -354,7 +376,7 @@ mod tests {
 
     #[test]
     fn only_short_utf8_is_heard() {
-        let mut chat = Chat::new();
+        let mut chat = begun();
         assert_eq!(chat.hear(1, b"\xff"), Heard::Malformed);
         assert_eq!(chat.hear(1, &[b'x'; LINE_LEN_MAX + 1]), Heard::Malformed);
         // Their numbers have not been used up.

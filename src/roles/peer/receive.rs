@@ -358,6 +358,7 @@ impl Run {
                 self.terminal.show_line(&member.name, &shown);
             }
             Heard::Duplicate => {}
+            Heard::TooEarly => return,
             Heard::TooOld | Heard::Malformed => {
                 return self.counters.drop(DropReason::Malformed, 1);
             }

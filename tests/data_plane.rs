@@ -8,6 +8,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket as StdUdpSocket};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use support::await_some;
@@ -340,6 +341,12 @@ fn each_peer_gets_its_own_and_says_only_its_own() {
     let len = other.recv(&mut bytes).unwrap();
     assert_eq!(bytes[28..len], *b"10.9.0.3");
     bench.counted("udpferry_tunnel_packets_dropped_total{reason=\"no-route\"}", 1);
+    bench.counted("udpferry_tunnel_unreachables_total", 1);
+
+    // Who waits for an answer from there is told that there will be none.
+    let ping = Command::new("ping").args(["-c1", "-W5", "10.9.0.4"]).output().unwrap();
+    let said = String::from_utf8(ping.stdout).unwrap();
+    assert!(said.contains("Destination Host Unreachable"), "{said}");
 
     // Straight from one to the other.
     let mut across = packet(FAR, 9, 1, b"hello");

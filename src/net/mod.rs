@@ -14,3 +14,4 @@ pub mod tls_failure;
 pub mod tun;
 pub mod udp;
 pub mod unix;
+pub mod wakes;

@@ -1,6 +1,7 @@
 //! TUN devices: the kernel's packets, and with offloads many of them in one read or write.
 
 use super::sys::tun as sys;
+use crate::wire::offload::VIRTIO_HEADER_LEN;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
@@ -63,6 +64,7 @@ impl TunDevice {
         let Made { file, name, has_header } = made;
         let (mut tcp, mut udp) = (false, false);
         if has_header {
+            sys::set_header_len(&file, VIRTIO_HEADER_LEN)?;
             udp = sys::set_offloads(&file, sys::CHECKSUM | sys::TCP | sys::UDP).is_ok();
             tcp = udp || sys::set_offloads(&file, sys::CHECKSUM | sys::TCP).is_ok();
         }

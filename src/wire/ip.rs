@@ -65,6 +65,12 @@ impl Header {
     /// that contradicts another one. The IPv4 header's checksum is not looked at.
     #[inline]
     pub fn parse(packet: &[u8]) -> Option<Header> {
+        Header::parse_front(packet).filter(|header| header.packet_len <= packet.len())
+    }
+
+    /// The same of a packet whose end may be missing.
+    #[inline]
+    pub fn parse_front(packet: &[u8]) -> Option<Header> {
         match packet.first()? >> 4 {
             4 => Header::parse_ipv4(packet),
             6 => Header::parse_ipv6(packet),
@@ -79,8 +85,7 @@ impl Header {
         let packet_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
         // Offset and "more fragments".
         let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-        let is_sound =
-            transport >= IPV4_HEADER_LEN && packet_len >= transport && packet_len <= packet.len();
+        let is_sound = transport >= IPV4_HEADER_LEN && packet_len >= transport;
         is_sound.then_some(Header {
             source: Ipv4Addr::new(header[12], header[13], header[14], header[15]).into(),
             destination: Ipv4Addr::new(header[16], header[17], header[18], header[19]).into(),
@@ -108,7 +113,6 @@ impl Header {
             packet_len,
             is_fragment: false,
         })
-        .filter(|_| packet_len <= packet.len())
     }
 
     /// The sum over the pseudo header in front of a transport header of this packet's addresses,

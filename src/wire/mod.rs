@@ -4,6 +4,7 @@
 pub mod cursor;
 pub mod dns;
 pub mod icmp_echo;
+pub mod icmp_error;
 pub mod ip;
 pub mod length_prefix;
 pub mod mesh;

@@ -10,13 +10,18 @@ pub mod link;
 pub mod route;
 pub mod rule;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+
+/// Times that a list is asked for which changes all the time.
+const LISTS_MAX: usize = 4;
 
 /// An address and how many of its bits name the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,22 +71,29 @@ impl Netlink {
         self.ask(message, flags | NLM_F_ACK).map(drop)
     }
 
-    /// Asks for all things of a kind.
+    /// Asks for all things of a kind; again when they have changed meanwhile, and what came may not
+    /// be all.
     fn list(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.ask(message, NLM_F_DUMP)
+        for _ in 1..LISTS_MAX {
+            if let (answers, true) = self.ask(message.clone(), NLM_F_DUMP)? {
+                return Ok(answers);
+            }
+        }
+        self.ask(message, NLM_F_DUMP).map(|(answers, _)| answers)
     }
 
     /// Asks for one thing; what comes is one answer or an error.
     fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-        let answers = self.ask(message, 0)?;
+        let (answers, _) = self.ask(message, 0)?;
         answers.into_iter().next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
+    /// Returns the answers, and whether they are of one time.
     fn ask(
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    ) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
@@ -92,6 +104,7 @@ impl Netlink {
         self.socket.send(&bytes, 0)?;
         let ends_alone = flags & (NLM_F_ACK | NLM_F_DUMP) == 0;
         let mut answers = Vec::new();
+        let mut is_whole = true;
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
             let mut rest = &bytes[..];
@@ -103,21 +116,28 @@ impl Netlink {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
                     NetlinkPayload::Error(error) => {
                         return match error.code {
-                            None => Ok(answers),
+                            None => Ok((answers, is_whole)),
                             Some(code) => {
                                 Err(io::Error::from_raw_os_error(code.get().saturating_neg()))
                             }
                         };
                     }
-                    NetlinkPayload::Done(_) => return Ok(answers),
+                    // The kernel has no such family, and so nothing of it.
+                    NetlinkPayload::Done(done)
+                        if done.code < 0 && done.code != -libc::EAFNOSUPPORT =>
+                    {
+                        return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+                    }
+                    NetlinkPayload::Done(_) => return Ok((answers, is_whole)),
                     NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                     _ => {}
                 }
                 if ends_alone {
-                    return Ok(answers);
+                    return Ok((answers, is_whole));
                 }
             }
         }

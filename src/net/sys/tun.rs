@@ -20,6 +20,17 @@ pub fn set_offloads(device: &impl AsFd, flags: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How long the header in front of every packet is. A device that somebody made persistent may have
+/// kept another length of its last owner's.
+pub fn set_header_len(device: &impl AsFd, len: usize) -> io::Result<()> {
+    let len = libc::c_int::try_from(len).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the request reads an int from there, which lives through the call.
+    let result = unsafe {
+        libc::ioctl(device.as_fd().as_raw_fd(), libc::TUNSETVNETHDRSZ, std::ptr::from_ref(&len))
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The descriptor of an opened device.
 pub fn into_descriptor(device: tun::Device) -> OwnedFd {
     // SAFETY: the device owned its descriptor, which is open, and has given it up.

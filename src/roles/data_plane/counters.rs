@@ -150,6 +150,13 @@ impl PeerCounters {
         self.bytes_in.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// What has been counted as received, and the device did not take.
+    pub(super) fn refused(&self, packets: u64, bytes: u64) {
+        self.packets_in.fetch_sub(packets, Ordering::Relaxed);
+        self.bytes_in.fetch_sub(bytes, Ordering::Relaxed);
+        self.dropped(packets);
+    }
+
     pub(super) fn sent(&self, packets: u64, bytes: u64) {
         self.packets_out.fetch_add(packets, Ordering::Relaxed);
         self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
@@ -178,6 +185,7 @@ pub struct Counters {
     device_writes: Arc<Counter>,
     segmentation_refused: Arc<Counter>,
     merging_refused: Arc<Counter>,
+    unreachables: Arc<Counter>,
     reports_dropped: Arc<Counter>,
     dropped: [Arc<Counter>; DropReason::LABELS.len()],
 }
@@ -224,6 +232,10 @@ impl Counters {
                 "udpferry_tunnel_merging_refused_total",
                 "Times that a TUN device refused a merged packet.",
             ),
+            unreachables: counter(
+                "udpferry_tunnel_unreachables_total",
+                "Senders told that nobody has the address of their packet.",
+            ),
             reports_dropped: counter(
                 "udpferry_tunnel_reports_dropped_total",
                 "Reports that the main thread had no time for.",
@@ -260,6 +272,10 @@ impl Counters {
 
     pub(super) fn refused_merging(&self) {
         self.merging_refused.increment();
+    }
+
+    pub(super) fn told_unreachable(&self) {
+        self.unreachables.increment();
     }
 
     pub(super) fn report_dropped(&self) {

@@ -3,9 +3,9 @@
 
 use super::counters::{Counters, DropReason};
 use super::members::Members;
-use super::orders::{CONTROL_LEN_MAX, Order, Report, Reports};
-use super::sending::{self, Outgoing};
-use super::table::{DeviceId, Peer, SocketId};
+use super::orders::{CONTROL_LEN_MAX, Order, Report, Reports, Whose};
+use super::sending::{self, Outgoing, Patience};
+use super::table::{DeviceId, Framing, Peer, SocketId};
 use super::{Link, ORDERS};
 use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue, Received};
 use crate::net::sys::mmsg::send::SendQueue;
@@ -14,8 +14,8 @@ use crate::net::udp::UdpSocket;
 use crate::runtime::clock;
 use crate::runtime::event_loop::Readiness;
 use crate::wire::ip::Header;
-use crate::wire::offload::Kind;
 use crate::wire::offload::coalesce::{Coalescer, Merging, Output, PIECES_MAX};
+use crate::wire::offload::{Kind, VIRTIO_HEADER_LEN};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use std::io::{self, IoSlice};
@@ -23,8 +23,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// What a round waits for sockets when packets go from peer to peer: little, as everybody else's wait
+/// in the receive buffer meanwhile.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// After so many errors without a datagram in between, the socket waits for its next event: an
 /// error that does not go away by being told must not keep a processor busy.
 const ERRORS_IN_A_ROW_MAX: u8 = 16;
@@ -39,6 +42,7 @@ pub(super) fn run(link: Link) -> io::Result<()> {
         forwards: Vec::new(),
         queue: SendQueue::default(),
         errors: 0,
+        patience: Patience::new(PATIENCE),
     };
     inbound.serve()
 }
@@ -52,6 +56,8 @@ struct Inbound {
     forwards: Vec<Outgoing>,
     queue: SendQueue,
     errors: u8,
+    /// What is left of it in this round.
+    patience: Patience,
 }
 
 impl Inbound {
@@ -59,6 +65,7 @@ impl Inbound {
         let mut ready = Vec::new();
         while let Some(orders) = self.link.next_round(&mut ready)? {
             self.obey(orders);
+            self.patience = Patience::new(PATIENCE);
             for token in &ready {
                 self.read_socket(*token);
             }
@@ -82,9 +89,7 @@ impl Inbound {
         match self.link.events.register(&mut SourceFd(&fd), token(id), Interest::READABLE) {
             // What came before this will not be told again.
             Ok(()) => self.link.events.again(token(id), Readiness::READABLE),
-            Err(error) => {
-                self.link.reports.tell(|| Report::SocketGone { socket: id, error });
-            }
+            Err(error) => self.link.must_tell(Report::SocketGone { socket: id, error }),
         }
     }
 
@@ -126,7 +131,7 @@ impl Inbound {
     }
 
     fn pass_on(&mut self, socket: SocketId) {
-        let Inbound { link, members, receive, coalescer, forwards, queue, .. } = self;
+        let Inbound { link, members, receive, coalescer, forwards, queue, patience, .. } = self;
         let now = clock::now();
         let mut pass = Pass {
             socket,
@@ -138,6 +143,8 @@ impl Inbound {
             coalescer,
             forwards,
             reported: None,
+            neighbour: None,
+            refused: Refused::default(),
             packets: 0,
             bytes: 0,
         };
@@ -155,7 +162,7 @@ impl Inbound {
             pass.take(&message, source, origin);
         }
         pass.finish();
-        sending::send(forwards, receive.bytes(), queue, members, &link.counters, now);
+        sending::send(forwards, receive.bytes(), queue, members, &link.counters, patience);
     }
 }
 
@@ -189,11 +196,38 @@ struct Pass<'a> {
     forwards: &'a mut Vec<Outgoing>,
     /// The stranger that was reported last.
     reported: Option<SocketAddr>,
+    /// Where the last packet went that was looked up.
+    neighbour: Option<(DeviceId, IpAddr, Option<&'a Arc<Peer>>)>,
+    refused: Refused,
     packets: u64,
     bytes: u64,
 }
 
-impl Pass<'_> {
+/// What devices did not take, of what has been counted as received.
+#[derive(Default)]
+struct Refused {
+    packets: u64,
+    bytes: u64,
+    /// Not allocated as long as all goes well.
+    by_peer: Vec<(Arc<Peer>, u64, u64)>,
+}
+
+impl Refused {
+    /// A packet of a device's was not taken.
+    fn add(&mut self, members: &Members, device: DeviceId, packet: &[u8]) {
+        let bytes = packet.len() as u64;
+        self.packets += 1;
+        self.bytes += bytes;
+        let ip = Header::parse(packet);
+        let Some(peer) = ip.and_then(|ip| members.table.route(device, ip.source)) else { return };
+        match self.by_peer.last_mut().filter(|(last, ..)| Arc::ptr_eq(last, peer)) {
+            Some((_, packets, all)) => (*packets, *all) = (*packets + 1, *all + bytes),
+            None => self.by_peer.push((Arc::clone(peer), 1, bytes)),
+        }
+    }
+}
+
+impl<'a> Pass<'a> {
     /// Takes a message: a datagram, or a train of them.
     fn take(&mut self, message: &Received<'_>, source: SocketAddr, origin: Origin<'_>) {
         let (mut packets, mut bytes) = (0, 0);
@@ -231,7 +265,7 @@ impl Pass<'_> {
         }
         let bytes = &self.buffer[datagram.clone()];
         let packet = match bytes {
-            [0xf0..=0xff, ..] => return self.hear(message, source, bytes).map(|()| 0),
+            [0xf0..=0xff, ..] => return self.hear(message, source, origin, bytes).map(|()| 0),
             // The ethertypes of IPv4 and IPv6 behind flags of 0: a packet with packet information.
             [0, 0, 0x08, 0x00, ..] | [0, 0, 0x86, 0xdd, ..] => datagram.start + 4..datagram.end,
             _ => datagram.clone(),
@@ -250,14 +284,27 @@ impl Pass<'_> {
         }
         let len = packet.len();
         // A later stage, decryption, ends here: what follows looks at packets alone.
-        let neighbour = self.members.table.neighbour(peer.device, ip.destination);
+        let neighbour = self.neighbour(peer.device, ip.destination);
         match neighbour.filter(|neighbour| !Arc::ptr_eq(neighbour, peer)) {
             Some(_) if !options.peer_to_peer => return Err(DropReason::PeerToPeer),
-            // As it came, framing and all.
+            // As it came, framing and all: who is sent packet information understands both.
+            Some(neighbour) if neighbour.framing == Framing::Raw => self.forward(neighbour, packet),
             Some(neighbour) => self.forward(neighbour, datagram),
             None => self.write(peer.device, packet, &ip)?,
         }
         Ok(len)
+    }
+
+    /// Looked up when it changes: what comes in a row is of one flow nearly always.
+    fn neighbour(&mut self, device: DeviceId, destination: IpAddr) -> Option<&'a Arc<Peer>> {
+        match self.neighbour {
+            Some((of, to, known)) if (of, to) == (device, destination) => known,
+            _ => {
+                let found = self.members.table.neighbour(device, destination);
+                self.neighbour = Some((device, destination, found));
+                found
+            }
+        }
     }
 
     /// A datagram that is no packet but a message of the role's own.
@@ -265,15 +312,20 @@ impl Pass<'_> {
         &self,
         message: &Received<'_>,
         source: SocketAddr,
+        origin: Origin<'_>,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
+        let whose = match origin {
+            Origin::Peer(_) => Whose::Peer,
+            Origin::Stranger | Origin::NotAllowed => Whose::Stranger,
+        };
         let report = || Report::Control {
             socket: self.socket,
             source,
             destination: message.destination(),
             bytes: bytes.into(),
         };
-        let is_heard = bytes.len() <= CONTROL_LEN_MAX && self.reports.tell(report);
+        let is_heard = bytes.len() <= CONTROL_LEN_MAX && self.reports.tell(whose, report);
         if is_heard { Ok(()) } else { Err(DropReason::ControlUnheard) }
     }
 
@@ -288,7 +340,7 @@ impl Pass<'_> {
             return;
         }
         self.reported = Some(source);
-        self.reports.tell(|| Report::Stranger {
+        self.reports.tell(Whose::Stranger, || Report::Stranger {
             socket: self.socket,
             source,
             destination: message.destination(),
@@ -324,16 +376,20 @@ impl Pass<'_> {
         let device = self.members.device(id).ok_or(DropReason::NoDevice)?;
         let offloads = device.offloads();
         let merging = Merging { tcp: offloads.tcp, udp: offloads.udp };
-        let (members, buffer, counters) = (self.members, self.buffer, self.counters);
-        let mut write = |output: Output<'_>| write_output(&output, buffer, members, counters);
-        self.coalescer.push((id.0, merging), buffer, packet, ip, &mut write);
+        let Pass { members, buffer, counters, coalescer, refused, .. } = self;
+        let mut writer = Writer { members, buffer, counters, refused };
+        coalescer.push((id.0, merging), buffer, packet, ip, &mut |output| writer.write(&output));
         Ok(())
     }
 
     fn finish(self) {
-        let Pass { members, buffer, counters, coalescer, packets, bytes, .. } = self;
-        coalescer.finish(&mut |output| write_output(&output, buffer, members, counters));
-        counters.received(packets, bytes);
+        let Pass { members, buffer, counters, coalescer, packets, bytes, mut refused, .. } = self;
+        let mut writer = Writer { members, buffer, counters, refused: &mut refused };
+        coalescer.finish(&mut |output| writer.write(&output));
+        counters.received(packets - refused.packets, bytes - refused.bytes);
+        for (peer, packets, bytes) in refused.by_peer {
+            peer.counters.refused(packets, bytes);
+        }
     }
 
     fn count_drop(&self, peer: Option<&Peer>, reason: DropReason) {
@@ -344,67 +400,79 @@ impl Pass<'_> {
     }
 }
 
-/// Writes a packet, or many in one, to its device; singly what the device refuses.
-fn write_output(output: &Output<'_>, buffer: &[u8], members: &Members, counters: &Counters) {
-    let Some(device) = members.device(DeviceId(output.device)) else {
-        counters.dropped(DropReason::NoDevice, output.pieces.len());
-        return;
-    };
-    let has_header = device.offloads().header;
-    let head = if has_header { output.head } else { &[] };
-    if let [piece] = output.pieces {
-        write_parts(
-            device,
-            &[IoSlice::new(head), IoSlice::new(&buffer[piece.clone()])],
-            1,
-            counters,
-        );
-        return;
-    }
-    let mut parts = [IoSlice::new(&[]); 1 + PIECES_MAX];
-    parts[0] = IoSlice::new(head);
-    for (part, piece) in parts[1..].iter_mut().zip(output.pieces) {
-        *part = IoSlice::new(&buffer[piece.clone()]);
-    }
-    let parts = &parts[..=output.pieces.len()];
-    if !write_parts(device, parts, output.pieces.len(), counters) {
-        counters.refused_merging();
-        match output.kind {
-            Kind::Udp => device.stop_merging_udp(),
-            _ => device.stop_merging_tcp(),
+/// Writes packets to the devices.
+struct Writer<'a, 'b> {
+    members: &'a Members,
+    buffer: &'a [u8],
+    counters: &'a Counters,
+    refused: &'b mut Refused,
+}
+
+impl Writer<'_, '_> {
+    /// Writes a packet, or many in one, to its device; singly what the device refuses.
+    fn write(&mut self, output: &Output<'_>) {
+        let id = DeviceId(output.device);
+        let Some(device) = self.members.device(id) else {
+            return self.lose(output, DropReason::NoDevice);
+        };
+        let buffer = self.buffer;
+        let head = if device.offloads().header { output.head } else { &[] };
+        let written = if let [piece] = output.pieces {
+            device.write(&[IoSlice::new(head), IoSlice::new(&buffer[piece.clone()])])
+        } else {
+            let mut parts = [IoSlice::new(&[]); 1 + PIECES_MAX];
+            parts[0] = IoSlice::new(head);
+            for (part, piece) in parts[1..].iter_mut().zip(output.pieces) {
+                *part = IoSlice::new(&buffer[piece.clone()]);
+            }
+            device.write(&parts[..=output.pieces.len()])
+        };
+        match written {
+            Ok(()) => self.counters.wrote_device(),
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidInput && output.pieces.len() > 1 =>
+            {
+                self.counters.refused_merging();
+                match output.kind {
+                    Kind::Udp => device.stop_merging_udp(),
+                    _ => device.stop_merging_tcp(),
+                }
+                self.write_singly(device, output);
+            }
+            Err(error) => self.lose(output, reason_of(&error)),
         }
-        let head = [0; crate::wire::offload::VIRTIO_HEADER_LEN];
+    }
+
+    fn write_singly(&mut self, device: &TunDevice, output: &Output<'_>) {
+        let head = [0; VIRTIO_HEADER_LEN];
         for packet in output.packets() {
-            let parts = [IoSlice::new(&head), IoSlice::new(&buffer[packet])];
-            write_parts(device, &parts, 1, counters);
+            let bytes = &self.buffer[packet];
+            match device.write(&[IoSlice::new(&head), IoSlice::new(bytes)]) {
+                Ok(()) => self.counters.wrote_device(),
+                Err(error) => {
+                    self.counters.dropped(reason_of(&error), 1);
+                    self.refused.add(self.members, DeviceId(output.device), bytes);
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, output: &Output<'_>, reason: DropReason) {
+        self.counters.dropped(reason, output.pieces.len());
+        for packet in output.packets() {
+            self.refused.add(self.members, DeviceId(output.device), &self.buffer[packet]);
         }
     }
 }
 
-/// Writes parts that are so many packets. Returns false, and counts nothing as dropped, when the
-/// kernel does not take several in one.
-fn write_parts(
-    device: &TunDevice,
-    parts: &[IoSlice<'_>],
-    packets: usize,
-    counters: &Counters,
-) -> bool {
-    let Err(error) = device.write(parts) else {
-        counters.wrote_device();
-        return true;
-    };
-    if packets > 1 && error.kind() == io::ErrorKind::InvalidInput {
-        return false;
-    }
-    let reason = if is_down(&error) {
+fn reason_of(error: &io::Error) -> DropReason {
+    if is_down(error) {
         DropReason::DeviceDown
-    } else if is_gone(&error) {
+    } else if is_gone(error) {
         DropReason::NoDevice
     } else {
         DropReason::WriteFailed
-    };
-    counters.dropped(reason, packets);
-    true
+    }
 }
 
 /// Sockets and devices come behind the orders.

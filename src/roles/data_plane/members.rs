@@ -39,6 +39,11 @@ impl Members {
         self.sockets.get(id.0 as usize)?.as_ref()
     }
 
+    /// Whether a socket of ours has that port.
+    pub(super) fn has_port(&self, port: u16) -> bool {
+        self.sockets.iter().flatten().any(|socket| socket.port == port)
+    }
+
     pub(super) fn device(&self, id: DeviceId) -> Option<&Arc<TunDevice>> {
         self.devices.get(id.0 as usize)?.as_ref()
     }

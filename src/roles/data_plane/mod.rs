@@ -38,6 +38,7 @@ use mio::Token;
 use orders::{Order, Report, Reports};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How much a thread needs of its stack: its buffers are in the heap.
 const STACK: usize = 128 * 1024;
@@ -66,6 +67,9 @@ struct Worker {
     thread: Thread<()>,
 }
 
+/// A main thread that lags behind is told again after so long what it must know.
+const TELL_AGAIN: Duration = Duration::from_millis(10);
+
 /// The token of a thread's orders; sockets and devices come behind it.
 const ORDERS: Token = Token(0);
 
@@ -78,13 +82,21 @@ struct Link {
     orders: Receiver<Order>,
     reports: Reports,
     counters: Arc<Counters>,
+    /// Devices and sockets that are gone, of which the main thread had no time to hear.
+    untold: Vec<Report>,
 }
 
 impl Link {
     /// Waits for a round of events and leaves in `ready` what is to be handled in it, after the
     /// orders that are returned. `None` when the thread shall end.
     fn next_round(&mut self, ready: &mut Vec<Token>) -> io::Result<Option<Vec<Order>>> {
-        self.events.wait(None)?;
+        while let Some(report) = self.untold.pop() {
+            if let Err(report) = self.reports.tell_once(report) {
+                self.untold.push(report);
+                break;
+            }
+        }
+        self.events.wait((!self.untold.is_empty()).then_some(TELL_AGAIN))?;
         // Not allocated as long as there are none.
         let mut orders = Vec::new();
         ready.clear();
@@ -98,6 +110,15 @@ impl Link {
             }
         }
         Ok(Some(orders))
+    }
+}
+
+impl Link {
+    /// Tells the main thread of what will not happen again: as soon as it has time.
+    fn must_tell(&mut self, report: Report) {
+        if let Err(report) = self.reports.tell_once(report) {
+            self.untold.push(report);
+        }
     }
 }
 
@@ -149,7 +170,8 @@ fn start(name: &str, body: Body, reports: Reports, counters: Arc<Counters>) -> i
     let thread_name = format!("{name}0");
     let thread = thread::spawn(name, 0, STACK, move || {
         let mut end = ToldEnd { thread: thread_name, reports: reports.clone(), outcome: None };
-        end.outcome = Some(body(Link { events, orders: receiver, reports, counters }));
+        let link = Link { events, orders: receiver, reports, counters, untold: Vec::new() };
+        end.outcome = Some(body(link));
     })?;
     Ok(Worker { orders: sender, thread })
 }

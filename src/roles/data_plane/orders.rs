@@ -9,9 +9,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// Reports that may wait for the main thread. More are dropped, the newest, and counted: whoever
-/// has not been reported now sends again.
+/// Reports that may wait for the main thread, half of them from strangers. More are dropped, the
+/// newest, and counted: whoever has not been reported now sends again.
 const REPORTS_MAX: usize = 1024;
+
+/// Reports that the main thread hears in a turn: signals, timers and the operator have theirs.
+pub const REPORTS_PER_TURN: usize = 256;
 
 /// Bytes of the longest control datagram; any IPv6 path carries it.
 pub const CONTROL_LEN_MAX: usize = 1232;
@@ -93,6 +96,15 @@ pub(super) struct Reports {
     counters: Arc<Counters>,
 }
 
+/// Whose datagram a report is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// A peer's, by its endpoint.
+    Peer,
+    /// Anybody's.
+    Stranger,
+}
+
 /// Places behind `REPORTS_MAX`: a report of each thread, of which neither saw the other's, and the
 /// end of each.
 const PLACES_KEPT: usize = 4;
@@ -103,13 +115,30 @@ impl Reports {
         (Reports { sender, counters: Arc::clone(counters) }, receiver)
     }
 
-    /// Tells the main thread, or returns false when it lags behind.
-    pub(super) fn tell(&self, report: impl FnOnce() -> Report) -> bool {
-        let is_told = self.sender.waiting() < REPORTS_MAX && self.sender.send(report()).is_ok();
+    /// Tells the main thread, or returns false when it lags behind. What strangers send may fill
+    /// half of the places: it shall not displace what peers have to say.
+    pub(super) fn tell(&self, whose: Whose, report: impl FnOnce() -> Report) -> bool {
+        let places = match whose {
+            Whose::Peer => REPORTS_MAX,
+            Whose::Stranger => REPORTS_MAX / 2,
+        };
+        let is_told = self.sender.waiting() < places && self.sender.send(report()).is_ok();
         if !is_told {
             self.counters.report_dropped();
         }
         is_told
+    }
+
+    /// Tells the main thread what it will not hear again, or returns it when it lags behind.
+    pub(super) fn tell_once(&self, report: Report) -> Result<(), Report> {
+        if self.sender.waiting() >= REPORTS_MAX {
+            return Err(report);
+        }
+        match self.sender.send(report) {
+            Err(NotSent::Full(report)) => Err(report),
+            // Nobody listens any more.
+            Err(NotSent::Closed(_)) | Ok(()) => Ok(()),
+        }
     }
 
     /// Tells the main thread that a thread has ended.

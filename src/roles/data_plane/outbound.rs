@@ -4,27 +4,37 @@
 use super::counters::DropReason;
 use super::members::Members;
 use super::orders::{Order, Report};
-use super::sending::{self, Outgoing};
+use super::sending::{self, Outgoing, Patience};
 use super::table::{DeviceId, Framing, Peer};
 use super::{Link, ORDERS};
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::tun::{TunDevice, is_gone};
 use crate::runtime::clock;
 use crate::runtime::event_loop::Readiness;
+use crate::state::token_bucket::TokenBucket;
+use crate::wire::icmp_error::{ERROR_LEN_MAX, write_unreachable};
 use crate::wire::ip::{self, Header};
 use crate::wire::offload::split::Split;
 use crate::wire::offload::{Kind, VIRTIO_HEADER_LEN, VirtioHeader};
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
-use std::io;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
+/// What a round waits for sockets: see [`Patience`].
+const PATIENCE: Duration = Duration::from_millis(10);
 /// Reads of one device in its turn.
 const READS_PER_TURN: usize = 64;
 /// A device that has nothing but errors is taken for gone.
 const ERRORS_IN_A_ROW_MAX: u8 = 16;
+/// What UDP over IPv4 carries.
+const DATAGRAM_LEN_MAX: usize = 65_507;
+/// Datagrams of ours in datagrams of ours that are looked into.
+const LAYERS_MAX: usize = 4;
 /// Room for one read: the longest packet behind its header.
 const SLOT_LEN: usize = VIRTIO_HEADER_LEN + 65_535;
 /// Room for the packets that are read in a row, of which all but the last may be 1.5 KiB.
@@ -32,6 +42,10 @@ const READ_LEN: usize = 96 * 1024 + SLOT_LEN;
 /// Room for the packets that were split: four of the longest trains. They are sent while they are
 /// still in the cache.
 const SPLIT_LEN: usize = 256 * 1024;
+
+/// Senders told a second that nobody has the address: as many as the kernel tells
+/// (`icmp_msgs_per_sec`, `icmp_msgs_burst`), so that a scan costs no more than it does elsewhere.
+const UNREACHABLES: (u32, u32) = (1000, 50);
 
 /// The thread's body.
 pub(super) fn run(link: Link) -> io::Result<()> {
@@ -42,6 +56,9 @@ pub(super) fn run(link: Link) -> io::Result<()> {
         outgoing: Vec::new(),
         queue: SendQueue::default(),
         errors: 0,
+        patience: Patience::new(PATIENCE),
+        unreachable: Vec::with_capacity(ERROR_LEN_MAX),
+        unreachables: TokenBucket::new(UNREACHABLES.0, UNREACHABLES.1),
     };
     outbound.serve()
 }
@@ -53,6 +70,11 @@ struct Outbound {
     outgoing: Vec<Outgoing>,
     queue: SendQueue,
     errors: u8,
+    /// What is left of it in this round.
+    patience: Patience,
+    /// An answer to a packet that nobody takes; kept, for its memory.
+    unreachable: Vec<u8>,
+    unreachables: TokenBucket,
 }
 
 /// Where packets wait to be sent. The front is for what was split, the back for what was read and
@@ -87,8 +109,18 @@ impl Outbound {
         let mut ready = Vec::new();
         while let Some(orders) = self.link.next_round(&mut ready)? {
             self.obey(orders);
+            self.patience = Patience::new(PATIENCE);
+            let mut impatient = None;
             for token in &ready {
-                self.read_device(*token);
+                if self.patience.is_exhausted() {
+                    self.link.events.again(*token, Readiness::READABLE);
+                } else if !self.read_device(*token) {
+                    impatient = Some(*token);
+                }
+            }
+            // It has had what there was for all: those that had none come first in the next round.
+            if let Some(token) = impatient {
+                self.link.events.again(token, Readiness::READABLE);
             }
         }
         Ok(())
@@ -110,7 +142,7 @@ impl Outbound {
         match self.link.events.register(&mut SourceFd(&fd), token(id), Interest::READABLE) {
             // What came before this will not be told again.
             Ok(()) => self.link.events.again(token(id), Readiness::READABLE),
-            Err(error) => self.device_gone(id, error),
+            Err(error) => self.link.must_tell(Report::DeviceGone { device: id, error }),
         }
     }
 
@@ -122,15 +154,13 @@ impl Outbound {
         }
     }
 
-    fn device_gone(&mut self, device: DeviceId, error: io::Error) {
-        self.link.reports.tell(|| Report::DeviceGone { device, error });
-    }
-
-    /// Reads until the device has nothing more, or its turn is over, and sends it all.
-    fn read_device(&mut self, token: Token) {
+    /// Reads until the device has nothing more, or its turn is over, and sends it all. Returns false
+    /// if there may be more, and sockets have had to be waited for until the round's patience was
+    /// over: what is not read waits in the device, where senders notice.
+    fn read_device(&mut self, token: Token) -> bool {
         let id = DeviceId(u32::try_from(token.0 - 1).unwrap_or(u32::MAX));
         let Some(device) = self.members.device(id).map(Arc::clone) else {
-            return;
+            return true;
         };
         let has_header = device.offloads().header;
         // A packet begins at the same place with or without a header in front of it.
@@ -138,6 +168,10 @@ impl Outbound {
         for _ in 0..READS_PER_TURN {
             if !self.arena.has_room_to_read() {
                 self.send();
+            }
+            if self.patience.is_exhausted() {
+                self.send();
+                return false;
             }
             let start = self.arena.read_end + before;
             match device.read(&mut self.arena.bytes[start..]) {
@@ -148,7 +182,7 @@ impl Outbound {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.send();
-                    return;
+                    return true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -157,8 +191,8 @@ impl Outbound {
                         self.send();
                         self.forget(id);
                         self.members.obey(Order::RemoveDevice(id));
-                        self.device_gone(id, error);
-                        return;
+                        self.link.must_tell(Report::DeviceGone { device: id, error });
+                        return true;
                     }
                     // A packet that the kernel could not hand over.
                     self.link.counters.dropped(DropReason::ReadFailed, 1);
@@ -167,6 +201,7 @@ impl Outbound {
         }
         self.send();
         self.link.events.again(token, Readiness::READABLE);
+        true
     }
 
     /// Takes in what has been read to the end of the arena, up to `end`.
@@ -192,46 +227,96 @@ impl Outbound {
         };
         let bytes = self.arena.bytes.get(packet.clone()).ok_or(malformed)?;
         let ip = Header::parse(bytes).ok_or(malformed)?;
-        let Some(peer) = self.members.table.route(device, ip.destination).map(Arc::clone) else {
-            let reason = if ip.is_for_many() { DropReason::Multicast } else { DropReason::NoRoute };
-            return Err((reason, 1));
+        let packets = match virtio.kind {
+            Kind::Single => 1,
+            // About: of headers it counts one.
+            _ => ip.packet_len.div_ceil(usize::from(virtio.segment_len).max(1)),
         };
-        if self.is_own_datagram(&ip, bytes, &peer) {
-            peer.counters.dropped(1);
-            return Err((DropReason::RoutingLoop, 1));
+        let Some(peer) = self.members.table.route(device, ip.destination).map(Arc::clone) else {
+            if ip.is_for_many() {
+                return Err((DropReason::Multicast, packets));
+            }
+            self.tell_unreachable(device, packet);
+            return Err((DropReason::NoRoute, packets));
+        };
+        if self.leads_back(ip, bytes, &peer) {
+            peer.counters.dropped(packets as u64);
+            return Err((DropReason::RoutingLoop, packets));
         }
         if virtio.kind == Kind::Single {
-            self.keep(&virtio, packet, peer).ok_or(malformed)
+            self.keep(&virtio, packet, peer)
         } else {
             self.split(&virtio, ip, packet, peer)
         }
     }
 
-    /// Whether this is one of our datagrams to that peer, which a route has led back to us: it would
-    /// come round for ever, and grow.
-    fn is_own_datagram(&self, ip: &Header, packet: &[u8], peer: &Peer) -> bool {
-        if ip.protocol != ip::UDP || ip.destination != peer.endpoint.ip() {
-            return false;
+    /// Tells the sender of a packet that nobody has its address: it need not wait for an answer.
+    fn tell_unreachable(&mut self, device: DeviceId, packet: Range<usize>) {
+        let Some(device) = self.members.device(device) else { return };
+        self.unreachable.clear();
+        if !self.unreachables.take(clock::now())
+            || !write_unreachable(&mut self.unreachable, &self.arena.bytes[packet])
+        {
+            return;
         }
-        let ports = packet.get(ip.transport..).and_then(<[u8]>::first_chunk::<4>);
+        let header = [0; VIRTIO_HEADER_LEN];
+        let front = if device.offloads().header { &header[..] } else { &[] };
+        // As every packet of its kind, it may get lost.
+        if device.write(&[IoSlice::new(front), IoSlice::new(&self.unreachable)]).is_ok() {
+            self.link.counters.told_unreachable();
+        }
+    }
+
+    /// Whether this is one of our datagrams to that peer, which a route has led back to us: it would
+    /// come round for ever, and grow. Two tunnels that lead into each other pass it on as often as they
+    /// like, each with its own datagram around it: the other one's is looked into.
+    fn leads_back(&self, ip: Header, packet: &[u8], peer: &Peer) -> bool {
         let own_port = self.members.socket(peer.socket).map(|socket| socket.port);
-        ports.is_some_and(|[a, b, c, d]| {
-            Some(u16::from_be_bytes([*a, *b])) == own_port
-                && u16::from_be_bytes([*c, *d]) == peer.endpoint.port()
-        })
+        let (mut ip, mut packet) = (ip, packet);
+        for _ in 0..LAYERS_MAX {
+            let datagram = packet.get(ip.transport..).filter(|_| ip.protocol == ip::UDP);
+            let header = datagram.and_then(<[u8]>::first_chunk::<{ ip::UDP_HEADER_LEN }>);
+            let Some([a, b, c, d, ..]) = header else { return false };
+            let source = u16::from_be_bytes([*a, *b]);
+            let destination = SocketAddr::new(ip.destination, u16::from_be_bytes([*c, *d]));
+            if Some(source) == own_port && destination == peer.endpoint {
+                return true;
+            }
+            if !self.members.has_port(source)
+                || self.members.table.by_endpoint(destination).is_none()
+            {
+                return false;
+            }
+            packet = match packet.get(ip.transport + ip::UDP_HEADER_LEN..).unwrap_or_default() {
+                [0, 0, 0x08, 0x00, inner @ ..] | [0, 0, 0x86, 0xdd, inner @ ..] | inner => inner,
+            };
+            // The rest of it may be in another fragment.
+            let Some(inner) = Header::parse_front(packet) else { return false };
+            ip = inner;
+        }
+        false
     }
 
     /// A packet that stays where it was read.
-    fn keep(&mut self, virtio: &VirtioHeader, packet: Range<usize>, peer: Arc<Peer>) -> Option<()> {
+    fn keep(
+        &mut self,
+        virtio: &VirtioHeader,
+        packet: Range<usize>,
+        peer: Arc<Peer>,
+    ) -> Result<(), (DropReason, usize)> {
         let bytes = &mut self.arena.bytes[packet.clone()];
-        virtio.complete_checksum(bytes)?;
+        virtio.complete_checksum(bytes).ok_or((DropReason::DeviceMalformed, 1))?;
         let prefix = prefix(peer.framing, bytes);
         let range = packet.start - prefix.len()..packet.end;
+        if range.len() > DATAGRAM_LEN_MAX {
+            peer.counters.dropped(1);
+            return Err((DropReason::TooLong, 1));
+        }
         // In place of the end of the virtio header.
         self.arena.bytes[range.start..packet.start].copy_from_slice(prefix);
         self.arena.read_end = range.end;
         self.outgoing.push(Outgoing { segment_len: range.len(), range, peer });
-        Some(())
+        Ok(())
     }
 
     /// Packets in one: they are split, and the place where they were read is free again.
@@ -248,6 +333,7 @@ impl Outbound {
         let split = Split::new(virtio, ip, bytes).ok_or(malformed)?;
         let len = split.total_len(prefix.len());
         if len > SPLIT_LEN {
+            peer.counters.dropped(split.packets() as u64);
             return Err((DropReason::TooLong, split.packets()));
         }
         if self.arena.split_end + len > SPLIT_LEN {
@@ -277,8 +363,8 @@ impl Outbound {
 
     fn send(&mut self) {
         if !self.outgoing.is_empty() {
-            let Outbound { link, members, arena, outgoing, queue, .. } = self;
-            sending::send(outgoing, &arena.bytes, queue, members, &link.counters, clock::now());
+            let Outbound { link, members, arena, outgoing, queue, patience, .. } = self;
+            sending::send(outgoing, &arena.bytes, queue, members, &link.counters, patience);
         }
         self.arena.clear();
     }

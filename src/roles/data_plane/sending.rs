@@ -4,14 +4,41 @@ use super::counters::{Counters, DropReason};
 use super::members::Members;
 use super::table::{Framing, Peer};
 use crate::net::sys::mmsg::send::{SendQueue, SendReport};
+use crate::runtime::clock;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// How long the thread waits for a socket's send buffer to have room, in milliseconds. So long what
-/// comes out of the device queues up there, where senders notice; longer, other peers' packets would
-/// suffer.
-const WAIT: u8 = 10;
+/// What a thread waits in a round for sockets' send buffers to have room, all together. So long what
+/// comes out of the device queues up there, where senders notice; longer, other peers' packets and the
+/// main thread's orders would have to wait too.
+#[derive(Debug)]
+pub(super) struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    pub(super) const fn new(left: Duration) -> Patience {
+        Patience { left }
+    }
+
+    /// None is left in this round.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.left.is_zero()
+    }
+
+    /// Milliseconds of a wait; 0 for none.
+    fn milliseconds(&self) -> u8 {
+        u8::try_from(self.left.as_millis()).unwrap_or(u8::MAX)
+    }
+
+    fn spend(&mut self, time: Duration) {
+        self.left = self.left.saturating_sub(time);
+        if self.milliseconds() == 0 {
+            self.left = Duration::ZERO;
+        }
+    }
+}
 
 /// Packets for one peer that stand in a buffer: one, or several of equal length one behind the
 /// other, of which the last may be shorter.
@@ -36,15 +63,17 @@ pub(super) fn prefix_len(framing: Framing) -> usize {
 }
 
 /// Sends everything in `outgoing`, which stands in `buffer`, and empties it. Neighbours that share a
-/// socket leave together.
+/// socket leave together. Waits for room as long as `patience` lasts, and then drops.
 pub(super) fn send(
     outgoing: &mut Vec<Outgoing>,
     buffer: &[u8],
     queue: &mut SendQueue,
     members: &Members,
     counters: &Counters,
-    now: Instant,
+    patience: &mut Patience,
 ) {
+    let now = clock::now();
+    let mut since = now;
     let mut rest = &outgoing[..];
     while let Some(first) = rest.first() {
         let (socket_id, trains) = (first.peer.socket, first.peer.takes_trains(now));
@@ -62,7 +91,10 @@ pub(super) fn send(
             }
             continue;
         };
-        let mut batch = socket.udp.batch(queue).waiting(WAIT);
+        let mut batch = socket.udp.batch(queue);
+        if !patience.is_exhausted() {
+            batch = batch.waiting(patience.milliseconds());
+        }
         if !trains {
             batch = batch.singly();
         }
@@ -75,6 +107,11 @@ pub(super) fn send(
             }
         }
         let report = batch.finish();
+        if report.waits > 0 {
+            let now = clock::now();
+            patience.spend(now.saturating_duration_since(since));
+            since = now;
+        }
         count_sent(together, &report, members, counters, now);
     }
     outgoing.clear();

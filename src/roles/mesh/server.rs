@@ -10,9 +10,11 @@ use super::series::Series;
 use super::sockets::Sockets;
 use crate::error::Error;
 use crate::roles::data_plane::Plane;
+use crate::roles::data_plane::orders::REPORTS_PER_TURN;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
+use crate::runtime::event_loop::Readiness;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -43,8 +45,14 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
             Happening::Reload => control.reload(config),
             Happening::Ready(WAKE, _) => {
                 let now = clock::now();
-                for report in reports.drain() {
+                let mut heard = 0;
+                for report in reports.drain().take(REPORTS_PER_TURN) {
+                    heard += 1;
                     mesh.hear(now, report)?;
+                }
+                if heard == REPORTS_PER_TURN {
+                    // The wake has been answered: nobody wakes us for what is left.
+                    frame.events.again(WAKE, Readiness::READABLE);
                 }
                 for found in found.drain() {
                     mesh.found(now, found);

@@ -14,10 +14,11 @@ use super::{ClientConfig, DEVICE, socket_path, tell_plaintext};
 use crate::error::Error;
 use crate::net::netlink::changes::Changes;
 use crate::net::random;
+use crate::net::wakes::Wakes;
 use crate::roles::control::{self, Control};
 use crate::roles::data_plane::Plane;
 use crate::roles::data_plane::counters::PeerCounters;
-use crate::roles::data_plane::orders::{Order, Report};
+use crate::roles::data_plane::orders::{Order, REPORTS_PER_TURN, Report};
 use crate::roles::data_plane::table::{Peer, SocketId, Table, TableOptions};
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::host::client::ClientPlan;
@@ -26,6 +27,7 @@ use crate::roles::lookup::{self, Lookup};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
 use crate::runtime::errands::Errands;
+use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::queue::{self, Receiver, Sender};
 use crate::state::access::Prefix;
 use crate::state::vpn::connection::{Connection, Step};
@@ -39,6 +41,8 @@ use std::time::Instant;
 
 /// Word of the network's changes; the control socket's tokens stand before it.
 const CHANGES: Token = Token(FIRST_OWN + control::TOKENS);
+/// Word that the machine has slept.
+const WAKES: Token = Token(CHANGES.0 + 1);
 /// One lookup is under way at a time; a late answer may wait beside it.
 const ANSWERS_MAX: usize = 2;
 /// Hooks run on a thread of their own: a slow one holds up nothing but the next.
@@ -76,6 +80,7 @@ struct Inbox {
     reports: Receiver<Report>,
     found: Receiver<lookup::Answer>,
     changes: Changes,
+    wakes: Wakes,
 }
 
 /// Serves until stopped.
@@ -110,6 +115,10 @@ impl Client {
             .events
             .register(&mut changes, CHANGES, Interest::READABLE)
             .map_err(Error::while_doing(|| "cannot listen to the network's changes"))?;
+        let cannot_listen = || "cannot listen to the machine's sleep";
+        let mut wakes = Wakes::open().map_err(Error::while_doing(cannot_listen))?;
+        let registered = frame.events.register(&mut wakes, WAKES, Interest::READABLE);
+        registered.map_err(Error::while_doing(cannot_listen))?;
         let counters = Counters::new(&mut frame.registry);
         let wake = frame.wake()?;
         let (plane, reports) = Plane::start("vpn", &wake, &mut frame.registry)?;
@@ -145,7 +154,7 @@ impl Client {
             confirm_by: None,
             config,
         };
-        Ok((client, Inbox { reports, found: answers, changes }))
+        Ok((client, Inbox { reports, found: answers, changes, wakes }))
     }
 
     fn until_stopped(
@@ -183,11 +192,17 @@ impl Client {
             };
             match frame.next_happening(deadline, numbers)? {
                 Happening::Stop => return Ok(()),
-                // A hook of the system's, after a sleep say, may have sent it.
+                // A hook of the system's may have sent it.
                 Happening::Reload => self.connection.on_network_change(clock::now()),
-                Happening::Ready(WAKE, _) => self.hear(inbox, host)?,
+                Happening::Ready(WAKE, _) => self.hear(inbox, host, &mut frame.events)?,
                 Happening::Ready(CHANGES, _) => {
                     if inbox.changes.take() {
+                        self.connection.on_network_change(clock::now());
+                    }
+                }
+                Happening::Ready(WAKES, _) => {
+                    if inbox.wakes.take() {
+                        log::debug!("the machine has slept, or its clock was set");
                         self.connection.on_network_change(clock::now());
                     }
                 }
@@ -208,7 +223,12 @@ impl Client {
         Ok(())
     }
 
-    fn hear(&mut self, inbox: &Inbox, host: &mut Host) -> Result<(), Error> {
+    fn hear(
+        &mut self,
+        inbox: &Inbox,
+        host: &mut Host,
+        events: &mut EventLoop,
+    ) -> Result<(), Error> {
         let now = clock::now();
         for answer in inbox.found.drain() {
             match answer {
@@ -219,7 +239,9 @@ impl Client {
                 }
             }
         }
-        for report in inbox.reports.drain() {
+        let mut heard = 0;
+        for report in inbox.reports.drain().take(REPORTS_PER_TURN) {
+            heard += 1;
             match report {
                 Report::Control { source, bytes, .. } => self.listen(now, source, &bytes, host)?,
                 // The table lets nobody else in.
@@ -233,6 +255,10 @@ impl Client {
                     return Err(gone(&format!("the thread {thread}"), error));
                 }
             }
+        }
+        if heard == REPORTS_PER_TURN {
+            // The wake has been answered: nobody wakes us for what is left.
+            events.again(WAKE, Readiness::READABLE);
         }
         Ok(())
     }

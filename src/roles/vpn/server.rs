@@ -12,13 +12,14 @@ use crate::error::Error;
 use crate::net::netlink::{Netlink, Network};
 use crate::roles::control::{Answer, Control};
 use crate::roles::data_plane::counters::PeerCounters;
-use crate::roles::data_plane::orders::{Order, Report};
+use crate::roles::data_plane::orders::{Order, REPORTS_PER_TURN, Report};
 use crate::roles::data_plane::{self, Plane};
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::host::server::ServerPlan;
 use crate::roles::host::{Host, Places, hooks};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
+use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::queue::Receiver;
 use crate::state::access::Prefix;
 use crate::state::contact::Contact;
@@ -117,7 +118,7 @@ impl Server {
                 // There are no files but the log.
                 Ok(Happening::Reload) => {}
                 Ok(Happening::Ready(WAKE, _)) => {
-                    if let Err(error) = self.hear(reports) {
+                    if let Err(error) = self.hear(reports, &mut frame.events) {
                         break Err(error);
                     }
                 }
@@ -151,9 +152,11 @@ impl Server {
 
     /// What the data plane reports. The table is published before anybody is told of it: whoever is
     /// welcome may send at once.
-    fn hear(&mut self, reports: &Receiver<Report>) -> Result<(), Error> {
+    fn hear(&mut self, reports: &Receiver<Report>, events: &mut EventLoop) -> Result<(), Error> {
         let now = clock::now();
-        for report in reports.drain() {
+        let mut heard = 0;
+        for report in reports.drain().take(REPORTS_PER_TURN) {
+            heard += 1;
             match report {
                 Report::Control { socket, source, destination, bytes } => {
                     let from = contact(socket.0, source, destination);
@@ -178,6 +181,10 @@ impl Server {
             if self.desk.outbox.is_full() {
                 self.publish(now);
             }
+        }
+        if heard == REPORTS_PER_TURN {
+            // The wake has been answered: nobody wakes us for what is left.
+            events.again(WAKE, Readiness::READABLE);
         }
         self.publish(now);
         Ok(())

@@ -30,8 +30,8 @@ impl<'a> Split<'a> {
     /// Makes out what is to be split; `ip` is the packet's header. `None` for single packets, and for
     /// those that are not what `virtio` says.
     ///
-    /// Extension headers of IPv6 are repeated in every packet. Checksums are computed anew for the
-    /// destination that the IPv6 header names: of a packet with a routing header they are wrong.
+    /// Extension headers of IPv6 are repeated in every packet. Checksums are made out of the sum that
+    /// stands in the packet: with a routing header its destination is not the IPv6 header's.
     pub fn new(virtio: &VirtioHeader, ip: Header, packet: &'a [u8]) -> Option<Split<'a>> {
         let protocol = match (virtio.kind, ip.source.is_ipv4()) {
             (Kind::Tcp4, true) | (Kind::Tcp6, false) => TCP,
@@ -121,13 +121,16 @@ impl<'a> Split<'a> {
             .into_iter()
             .try_fold(Sum::default().with(ip), |sum, at| Some(sum.with_u16(!word(ip, at)?)))?;
         let own: &[usize] = match self.protocol {
-            TCP => &[SEQUENCE_AT, 6, WORDS_AND_FLAGS_AT, TCP_CHECKSUM_AT],
-            _ => &[UDP_LEN_AT, UDP_CHECKSUM_AT],
+            TCP => &[SEQUENCE_AT, 6, WORDS_AND_FLAGS_AT],
+            _ => &[UDP_LEN_AT],
         };
-        let pseudo = self.ip.pseudo_sum(self.protocol, 0);
-        let segment_sum = own
-            .iter()
-            .try_fold(pseudo.with(segment), |sum, at| Some(sum.with_u16(!word(segment, *at)?)))?;
+        // The checksum's place has the sum of the pseudo header, with the length of all in one
+        // (CHECKSUM_PARTIAL in linux/skbuff.h): it stays in, without that length.
+        let len = u16::try_from(segment.len().checked_add(self.payload.len())?).ok()?;
+        let segment_sum =
+            own.iter().try_fold(Sum::default().with(segment).with_u16(!len), |sum, at| {
+                Some(sum.with_u16(!word(segment, *at)?))
+            })?;
         let sequence = segment.get(SEQUENCE_AT..)?.first_chunk().map(|it| u32::from_be_bytes(*it));
         Some(Common {
             ip_sum,

@@ -20,7 +20,8 @@ const TRAIN_LEN_MAX: usize = 65_507;
 /// singly and are fragmented as any other.
 pub(super) const SEGMENT_LEN_MAX: usize = 1452;
 
-/// Times that one batch waits for room before it drops what is left: with each it has made progress.
+/// Times that one batch waits for room before it drops what is left: with each but the last it has
+/// made progress.
 const WAITS_MAX: usize = 8;
 
 /// What became of a batch of datagrams.
@@ -32,6 +33,8 @@ pub struct SendReport {
     pub sent_bytes: usize,
     /// Datagrams dropped because the socket's send buffer was full.
     pub blocked: usize,
+    /// Times that the batch waited for room.
+    pub waits: usize,
     /// Datagrams that the kernel refused: no route, too large, firewall.
     pub failed: usize,
     /// Errors of earlier datagrams (ICMP answers) that were reported and passed over.

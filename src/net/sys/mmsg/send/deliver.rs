@@ -88,18 +88,21 @@ impl SendBatch<'_, '_> {
         self.last_source = None;
     }
 
-    /// Whether the socket has room again, after a wait if the batch may still wait.
+    /// Whether to try again: after a wait, if the batch may still wait. Also after one that was in
+    /// vain, as poll(2) wants half of the buffer to be free (`sock_writeable` in linux/net/sock.h),
+    /// and a datagram only its own room.
     fn has_room_soon(&mut self) -> bool {
         let Some(waits_left) = self.waits_left.checked_sub(1) else {
             return false;
         };
+        self.report.waits += 1;
         let mut poll =
             libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
         // SAFETY: one structure, which lives through the call.
         let ready = unsafe { libc::poll(&raw mut poll, 1, libc::c_int::from(self.wait_max)) };
         // A whole wait without room was the last one.
         self.waits_left = if ready == 1 { waits_left } else { 0 };
-        ready == 1
+        true
     }
 
     /// Gives up all messages from that one on; returns how many datagrams they have.

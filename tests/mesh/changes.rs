@@ -140,16 +140,55 @@ fn tunnels_survive_a_restart_unless_told_otherwise() {
     assert!(has_device("t2"));
     let daemon = daemon.restart(&[&state, "--no-restore"]);
     assert!(daemon.names().is_empty());
-    let aside = file.with_extension("json.corrupt-1");
+    let aside = file.with_extension("json.not-restored");
     assert!(fs::read_to_string(&aside).unwrap().contains("\"t2\""), "it is kept");
     daemon.ask(add(&[tunnel(3)]));
     drop(daemon.service);
     let torn = &fs::read(&file).unwrap()[..40];
     fs::write(&file, torn).unwrap();
     let daemon = Daemon::start_in(daemon.scratch, &[&state]);
-    daemon.service.await_log("is corrupt");
+    daemon.service.await_log("cannot be taken");
     assert!(daemon.names().is_empty());
-    assert_eq!(fs::read(file.with_extension("json.corrupt-2")).unwrap(), torn);
+    assert_eq!(fs::read(file.with_extension("json.corrupt-1")).unwrap(), torn);
+}
+
+#[test]
+fn options_that_some_tunnels_do_not_fit_cost_the_others_nothing() {
+    if !in_own_namespaces("changes::options_that_some_tunnels_do_not_fit_cost_the_others_nothing") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let file = scratch.path("state.json");
+    let state = format!("--state-file={}", file.display());
+    let daemon = Daemon::start_in(scratch, &[&state]);
+    daemon.ask(add(&[tunnel(1), tunnel(2), tunnel(3)]));
+    let daemon = daemon.restart(&[&state, "--max-tunnels=2"]);
+    assert_eq!(daemon.names(), ["t1", "t2"]);
+    daemon.service.await_log("t3 is not restored");
+    let aside = file.with_extension("json.corrupt-1");
+    assert!(fs::read_to_string(&aside).unwrap().contains("\"t3\""), "it is kept");
+}
+
+#[test]
+fn routes_made_by_hand_survive_what_does_not_concern_them() {
+    if !in_own_namespaces("changes::routes_made_by_hand_survive_what_does_not_concern_them") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    daemon.ask(add(&[tunnel(1)]));
+    run("ip", &["route", "add", "192.168.77.0/24", "dev", "t1"]);
+    let is_there = || run("ip", &["route"]).contains("192.168.77.0/24 dev t1");
+    let wish =
+        json!({ "name": "t1", "addresses": ["fd00:1::1/64"], "routes": ["192.168.78.0/24"] });
+    daemon.ask(json!({ "op": "update", "tunnel": [wish] }));
+    assert!(run("ip", &["-6", "addr"]).contains("fd00:1::1/64"));
+    assert!(is_there(), "an address more");
+    // Another interface has the name of what is to be added: nothing of it is done.
+    run("ip", &["link", "add", "t9", "type", "veth", "peer", "name", "t8"]);
+    let answer = daemon.ask(json!({ "op": "apply", "tunnel": [tunnel(9)] }));
+    assert_eq!(answer["ok"], false, "{answer}");
+    assert_eq!(daemon.names(), ["t1"]);
+    assert!(is_there(), "a request that was refused");
 }
 
 #[test]

@@ -239,6 +239,24 @@ fn too_many_commands_are_dropped_and_counted() {
 }
 
 #[test]
+fn garbage_at_one_door_closes_no_other() {
+    if !in_own_namespaces("control::garbage_at_one_door_closes_no_other") {
+        return;
+    }
+    let daemon =
+        Daemon::start(&["--control-rate=5", "--control-addr=127.0.0.1:5002", "--insecure-control"]);
+    let outside = UdpSocket::bind("127.0.0.1:0").unwrap();
+    outside.connect("127.0.0.1:5002").unwrap();
+    for _ in 0..100 {
+        outside.send(b"x").unwrap();
+    }
+    let rate = "udpferry_mesh_commands_dropped_total{reason=\"rate\"}";
+    crate::support::await_some(|| (daemon.metric(rate) >= 90).then_some(())).expect("no flood");
+    let answer = ask(&control("127.0.0.1"), &json!({ "op": "list", "id": 1 }));
+    assert_eq!(answer["ok"], true, "{answer}");
+}
+
+#[test]
 fn lines_are_taken_as_they_come() {
     if !in_own_namespaces("control::lines_are_taken_as_they_come") {
         return;

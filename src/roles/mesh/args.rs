@@ -125,7 +125,12 @@ const STATE: &[Opt] = &[
         "Run this by /bin/sh when a tunnel has been made; UDPFERRY_TUN and other variables say which. \
          It has 30 seconds.",
     ),
-    Opt::value(&["--down"], "COMMAND", None, "The same before a tunnel goes."),
+    Opt::value(
+        &["--down"],
+        "COMMAND",
+        None,
+        "The same when a tunnel has gone, and its device with it.",
+    ),
 ];
 
 /// Checks the options and puts them together.

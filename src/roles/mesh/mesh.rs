@@ -36,6 +36,8 @@ pub(super) struct Mesh {
     pub(super) names: Names,
     pub(super) chores: Chores,
     pub(super) counters: Arc<Counters>,
+    /// The tunnel whose path was looked at last.
+    pub(super) measured: Option<TunnelName>,
     /// Numbers of pings.
     pub(super) chance: Seeded,
     pub(super) log: LogGate,
@@ -73,6 +75,7 @@ impl Mesh {
             chores: Chores::start(config.up.clone(), config.down.clone(), &counters)
                 .map_err(Error::while_doing(|| "cannot start a thread"))?,
             counters,
+            measured: None,
             chance: Seeded::new(u64::from_ne_bytes(seed)),
             log: LogGate::new(1, 10),
             plane,
@@ -91,19 +94,23 @@ impl Mesh {
         let floor = Some(state.command_time_ms).filter(|time| *time > 0);
         if !restores {
             if !state.tunnels.is_empty() {
-                store.set_aside("it is not wanted (--no-restore)")?;
+                store.put_away()?;
                 self.is_unsaved = true;
             }
             return Ok(floor);
         }
-        let changes = match self.set.replace(state.tunnels) {
-            Ok(changes) => changes,
+        let changes = match self.set.replace(state.tunnels.clone()) {
+            Ok(changes) => {
+                self.set.commit(&changes);
+                changes
+            }
+            // The options are others than when it was saved: that is no reason to lose them all.
             Err(refusal) => {
-                store.set_aside(&refusal.to_string())?;
-                return Ok(floor);
+                store.set_aside(&format!("{refusal}, with these options"))?;
+                self.is_unsaved = true;
+                self.take_in(state.tunnels)
             }
         };
-        self.set.commit(&changes);
         for change in &changes {
             let Change::Add(tunnel) = change else { continue };
             let running = self.begun(now, tunnel);
@@ -114,6 +121,22 @@ impl Mesh {
         self.publish();
         self.reclamp(&changes);
         Ok(floor)
+    }
+
+    /// Those of the tunnels that may be, one after the other.
+    fn take_in(&mut self, tunnels: Vec<Tunnel>) -> Vec<Change> {
+        let mut taken = Vec::new();
+        for tunnel in tunnels {
+            let name = tunnel.name.clone();
+            match self.set.add(vec![tunnel]) {
+                Ok(changes) => {
+                    self.set.commit(&changes);
+                    taken.extend(changes);
+                }
+                Err(refusal) => log::error!("{name} is not restored: {refusal}"),
+            }
+        }
+        taken
     }
 
     /// Carries out changes, all or none. `names` are those of the request, for the refusal.
@@ -270,7 +293,10 @@ impl Mesh {
         next.counters = Arc::clone(&before.counters);
         next.device_fault.clone_from(&before.device_fault);
         (next.retry_at, next.backoff) = (before.retry_at, before.backoff);
+        next.heard_before = before.counters.last_heard();
         if from.remote == to.remote {
+            next.heard_before = before.heard_before;
+            next.followed = before.followed;
             next.payload_max = before.payload_max;
             next.mtu = mtu_of(to, before.payload_max);
             next.endpoint = before.endpoint;
@@ -405,13 +431,14 @@ impl Mesh {
         devices.close_all();
         devices.sweep(&plane);
         plane.stop();
+        // First: hooks may use up the time that there is.
+        if set.iter().any(|tunnel| tunnel.clamp_mss) {
+            chores.clamp(std::iter::empty());
+        }
         for tunnel in set.iter() {
             if let Some(running) = running.get(&tunnel.name) {
                 chores.run_hook(Event::Down, tunnel, running);
             }
-        }
-        if set.iter().any(|tunnel| tunnel.clamp_mss) {
-            chores.clamp(std::iter::empty());
         }
         chores.finish();
         counters.tunnels.set(0);

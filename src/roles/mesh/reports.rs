@@ -1,10 +1,10 @@
 //! What the data plane reports: signs of life, packets from elsewhere, devices that are gone.
 
 use super::mesh::Mesh;
-use super::running::SILENT_BEFORE_MOVE;
+use super::running::{BETWEEN_MOVES, SILENT_BEFORE_MOVE};
 use crate::error::Error;
 use crate::roles::data_plane::orders::Report;
-use crate::state::mesh::tunnel::{Tunnel, TunnelName};
+use crate::state::mesh::tunnel::TunnelName;
 use crate::wire::mesh::{Kind, Sign, parse_sign};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -86,17 +86,20 @@ impl Mesh {
     /// remote may move has that address at its other end, and has not heard of it lately, that is
     /// where it is now: on the same host at once, elsewhere after a silence.
     fn follow(&mut self, now: Instant, source: SocketAddr, inner: IpAddr) -> Option<TunnelName> {
-        let owns = |tunnel: &&Tunnel| {
-            tunnel.is_remotes(inner) || tunnel.routes.iter().any(|route| route.contains(inner))
-        };
-        let found = self.set.iter().filter(|tunnel| tunnel.follow).find(owns);
-        let name = found?.name.clone();
+        let name = self.set.towards(inner).filter(|tunnel| tunnel.follow)?.name.clone();
         let running = self.running.get(&name)?;
         let same_host = running.endpoint.is_some_and(|at| at.ip() == source.ip());
-        let heard = running.counters.last_heard();
+        let heard = running.last_heard();
         let silent =
             heard.is_none_or(|heard| now.saturating_duration_since(heard) >= SILENT_BEFORE_MOVE);
-        if (same_host || silent) && self.move_remote(now, &name, source) {
+        // A move costs questions to the kernel and a new table: whoever forges ports causes few.
+        let is_late = running
+            .followed
+            .is_none_or(|last| now.saturating_duration_since(last) >= BETWEEN_MOVES);
+        if (same_host || silent) && is_late && self.move_remote(now, &name, source) {
+            if let Some(running) = self.running.get_mut(&name) {
+                running.followed = Some(now);
+            }
             Some(name)
         } else {
             if let Some(held_back) = self.log.pass(now) {

@@ -22,12 +22,19 @@ const PACKET_INFORMATION_LEN: u32 = 4;
 /// Who moves faster than this loses: a remote that was heard so recently is where it was.
 pub(super) const SILENT_BEFORE_MOVE: Duration = Duration::from_secs(15);
 
+/// A remote that moves within its host, as a NAT's mapping does, does so no oftener.
+pub(super) const BETWEEN_MOVES: Duration = Duration::from_secs(1);
+
 /// A tunnel at work.
 pub(super) struct Running {
     /// They stay when the remote moves.
     pub(super) counters: Arc<PeerCounters>,
     /// Where the remote is, as far as is known.
     pub(super) endpoint: Option<SocketAddr>,
+    /// When it was last followed to another place.
+    pub(super) followed: Option<Instant>,
+    /// When another remote than this one was last heard of.
+    pub(super) heard_before: Option<Instant>,
     /// What its name stood for last.
     pub(super) resolved: Option<SocketAddr>,
     /// The MTU of the device.
@@ -63,6 +70,8 @@ impl Running {
         Running {
             counters: Arc::new(PeerCounters::new(now)),
             endpoint,
+            followed: None,
+            heard_before: None,
             resolved: None,
             mtu,
             payload_max,
@@ -85,9 +94,14 @@ impl Running {
         self.device_fault.as_deref().or(self.remote_fault.as_deref())
     }
 
+    /// When this remote was last heard of.
+    pub(super) fn last_heard(&self) -> Option<Instant> {
+        self.counters.last_heard().filter(|at| self.heard_before.is_none_or(|before| *at > before))
+    }
+
     /// What is known of the remote now.
     pub(super) fn life(&self, now: Instant, tunnel: &Tunnel) -> Life {
-        liveness::judge(now, self.counters.last_heard(), self.asked_since, tunnel.keepalive)
+        liveness::judge(now, self.last_heard(), self.asked_since, tunnel.keepalive)
     }
 
     /// The remote is there from now on: it has not been asked there yet.

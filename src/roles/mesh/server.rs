@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::roles::data_plane::Plane;
 use crate::roles::data_plane::orders::REPORTS_PER_TURN;
 use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
-use crate::roles::startup::Startup;
+use crate::roles::startup::{ASKED_FOR, Startup};
 use crate::runtime::clock;
 use crate::runtime::event_loop::Readiness;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
     let mut next_round = Some(clock::now());
     loop {
         let numbers = || (counters.status_line(), counters.status_line());
-        match frame.next_happening(next_round, numbers)? {
+        let deadline = next_round.into_iter().chain(control.next_deadline()).min();
+        match frame.next_happening(deadline, numbers)? {
             Happening::Stop => break,
             Happening::Reload => control.reload(config),
             Happening::Ready(WAKE, _) => {
@@ -102,12 +103,15 @@ fn carry_out(mesh: &mut Mesh, control: &mut Control, now: Instant) -> bool {
     }
 }
 
+/// Lines that nobody shall miss, whatever the log's level.
 fn warn(config: &Config) {
     log::warn!(
+        target: ASKED_FOR,
         "packets are sent unencrypted (--plaintext): whoever is on the way reads and forges them"
     );
     if config.insecure_control {
         log::warn!(
+            target: ASKED_FOR,
             "anybody who reaches --control-addr commands this daemon (--insecure-control): it is a \
              way into this host's network"
         );

@@ -50,7 +50,7 @@ impl Mesh {
 
 /// Seconds since something came of the remote.
 fn last_heard(now: Instant, running: &Running) -> Value {
-    let heard = running.counters.last_heard();
+    let heard = running.last_heard();
     heard.map_or(Value::Null, |heard| {
         rounded(now.saturating_duration_since(heard).as_secs_f64(), 10.0)
     })

@@ -67,6 +67,15 @@ impl Store {
         }
     }
 
+    /// Renames the file of tunnels that are not wanted in this run, in place of the last one of those.
+    pub(super) fn put_away(&self) -> Result<(), Error> {
+        let (shown, aside) = (self.path.display(), beside(&self.path, ".not-restored"));
+        fs::rename(&self.path, &aside)
+            .map_err(Error::while_doing(|| format!("cannot set {shown} aside")))?;
+        log::info!("{shown} is not restored (--no-restore); it is now {}", aside.display());
+        Ok(())
+    }
+
     /// Renames the file, so that nothing overwrites it.
     pub(super) fn set_aside(&self, why: &str) -> Result<(), Error> {
         let shown = self.path.display();
@@ -77,22 +86,19 @@ impl Store {
                 Ok(()) => {
                     fs::remove_file(&self.path)
                         .map_err(Error::while_doing(|| format!("cannot set {shown} aside")))?;
-                    log::error!(
-                        "{shown} is corrupt: {why}; it is now {}, and there are no tunnels",
-                        aside.display()
-                    );
+                    log::error!("{shown} cannot be taken: {why}; it is now {}", aside.display());
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).map_err(Error::while_doing(|| {
-                        format!("{shown} is corrupt: {why}; cannot set it aside")
+                        format!("{shown} cannot be taken: {why}; cannot set it aside")
                     }));
                 }
             }
         }
         Err(io::ErrorKind::AlreadyExists.into()).map_err(Error::while_doing(|| {
-            format!("{shown} is corrupt: {why}; {SET_ASIDE_MAX} such files are there already")
+            format!("{shown} cannot be taken: {why}; {SET_ASIDE_MAX} such files are there already")
         }))
     }
 

@@ -34,6 +34,7 @@ impl Mesh {
                 _ => {}
             }
             self.look_up(now, name);
+            self.claim(now, name);
             let Some(running) = self.running.get_mut(name) else { continue };
             if running.retry_at.is_some_and(|at| at <= now) {
                 running.retry_at = None;
@@ -42,9 +43,24 @@ impl Mesh {
             let is_faulty = self.running.get(name).is_some_and(|it| it.fault().is_some());
             faulty += i64::from(is_faulty);
         }
+        self.remeasure_next();
         self.counters.tunnels_up.set(up);
         self.counters.tunnels_down.set(down);
         self.counters.tunnels_faulty.set(faulty);
+    }
+
+    /// Paths change, with uplinks and routes: one tunnel after the other, round by round.
+    fn remeasure_next(&mut self) {
+        let last = self.measured.take();
+        let behind = |last: &TunnelName| {
+            use std::ops::Bound::{Excluded, Unbounded};
+            self.running.range((Excluded(last), Unbounded)).next()
+        };
+        let next = last.as_ref().and_then(behind).or_else(|| self.running.iter().next());
+        if let Some(name) = next.map(|(name, _)| name.clone()) {
+            self.remeasure(&name);
+            self.measured = Some(name);
+        }
     }
 
     fn ask_for_life(&mut self, now: Instant, name: &TunnelName) {
@@ -107,6 +123,20 @@ impl Mesh {
         }
     }
 
+    /// A tunnel that has found another one at its remote's place takes it when that has gone.
+    fn claim(&mut self, now: Instant, name: &TunnelName) {
+        let (Some(tunnel), Some(running)) = (self.set.get(name), self.running.get(name)) else {
+            return;
+        };
+        let Some(ip) = tunnel.remote.address().filter(|_| running.endpoint.is_none()) else {
+            return;
+        };
+        let at = SocketAddr::new(ip, self.set.port_of(tunnel));
+        if !self.by_endpoint.contains_key(&at) {
+            self.move_remote(now, name, at);
+        }
+    }
+
     /// A lookup has come to its end.
     pub(super) fn found(&mut self, now: Instant, found: Found) {
         let Found { tunnel: name, remote, endpoints } = found;
@@ -137,10 +167,13 @@ impl Mesh {
         // One that still stands there stays; so does a remote that was followed elsewhere.
         let is_known = running.resolved.is_some_and(|before| usable.contains(&before));
         if is_known && running.endpoint.is_some() {
+            running.remote_fault = None;
             return;
         }
         let Some(endpoint) = usable.first().copied() else {
-            running.remote_fault = Some(format!("{remote} has no address that we can reach"));
+            if running.endpoint.is_none() {
+                running.remote_fault = Some(format!("{remote} has no address that we can reach"));
+            }
             return;
         };
         running.resolved = Some(endpoint);

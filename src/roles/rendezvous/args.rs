@@ -227,12 +227,22 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
         },
         refresh: (expiry / 4).min(REFRESH_MAX),
         relays: m.flag("--relay"),
-        store: m.one("--registry", StoreUrl::parse)?,
+        store: store(m)?,
         plain: (!m.flag("--no-legacy")).then_some(plain),
         source_rate: m.required("--source-rate", |text| whole(text, 0, 1_000_000_000))?,
         sources_max,
         udp_buffers: Buffers { receive: bytes, send: bytes },
         common: common(m)?,
+    })
+}
+
+/// Its value, which may hold a password, is not shown.
+fn store(m: &Matches) -> Result<Option<StoreUrl>, UsageError> {
+    let Some(text) = m.one("--registry", |text| Ok(text.to_owned()))? else { return Ok(None) };
+    StoreUrl::parse(&text).map(Some).map_err(|allowed| UsageError::NotAllowed {
+        option: "--registry".to_owned(),
+        value: "the URL".to_owned(),
+        allowed,
     })
 }
 
@@ -319,6 +329,14 @@ mod tests {
 
     fn said(args: &[&str]) -> String {
         read(args).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_store_that_is_none_is_said_without_its_password() {
+        assert_eq!(
+            said(&["--registry", "redis://:s3cr/et@h"]),
+            "--registry: \"the URL\" is not allowed: the number of a database after /"
+        );
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The way from one set of tunnels to another on the host: single steps, in an order that works,
 //! each with the step that takes it back.
 //!
-//! What is removed gives up its routes and addresses first, as others may get them; its device goes
-//! last, when nothing can fail any more. A tunnel that gets other addresses loses its routes for a
-//! moment: the kernel drops routes with the addresses that they stand on.
+//! New devices are made first: should that fail, nothing has been lost, not even routes that somebody
+//! made by hand, which the kernel drops with the addresses that they stand on. What is removed gives up
+//! its routes and addresses then, as others may get them; its device goes last, when nothing can fail
+//! any more. A tunnel that loses an address loses its routes for a moment, for the same reason.
 
 use super::set::Change;
 use super::tunnel::{Address, Tunnel, TunnelName};
@@ -69,6 +70,15 @@ impl Action {
 /// The steps of some changes. `mtu_of` says the MTU of a tunnel's device.
 pub fn plan(changes: &[Change], mtu_of: impl Fn(&Tunnel) -> u16) -> Vec<Step> {
     let mut steps = Vec::new();
+    // What is most likely to fail comes before anything is lost.
+    for change in changes {
+        if let Change::Add(tunnel) = change {
+            let mut device = Device { tunnel: &tunnel.name, steps: &mut steps };
+            device.does(Action::Open);
+            device.does(Action::SetMtu { to: mtu_of(tunnel), from: None });
+            device.does(Action::Up);
+        }
+    }
     for change in changes {
         match change {
             Change::Remove(tunnel) => {
@@ -77,11 +87,12 @@ pub fn plan(changes: &[Change], mtu_of: impl Fn(&Tunnel) -> u16) -> Vec<Step> {
             }
             Change::Update { from, to } => {
                 let device = Device { tunnel: &to.name, steps: &mut steps };
-                if from.addresses == to.addresses {
+                let gone = missing(&from.addresses, &to.addresses);
+                if gone.is_empty() {
                     let routes = missing(&from.routes, &to.routes);
                     device.lose(&routes, &[]);
                 } else {
-                    device.lose(&from.routes, &from.addresses);
+                    device.lose(&from.routes, &gone);
                 }
             }
             Change::Add(_) => {}
@@ -96,18 +107,15 @@ pub fn plan(changes: &[Change], mtu_of: impl Fn(&Tunnel) -> u16) -> Vec<Step> {
                 if before != after {
                     device.does(Action::SetMtu { to: after, from: Some(before) });
                 }
-                if from.addresses == to.addresses {
-                    let routes = missing(&to.routes, &from.routes);
-                    device.get(&[], &routes);
+                let new = missing(&to.addresses, &from.addresses);
+                if missing(&from.addresses, &to.addresses).is_empty() {
+                    device.get(&new, &missing(&to.routes, &from.routes));
                 } else {
-                    device.get(&to.addresses, &to.routes);
+                    device.get(&new, &to.routes);
                 }
             }
             Change::Add(tunnel) => {
-                let mut device = Device { tunnel: &tunnel.name, steps: &mut steps };
-                device.does(Action::Open);
-                device.does(Action::SetMtu { to: mtu_of(tunnel), from: None });
-                device.does(Action::Up);
+                let device = Device { tunnel: &tunnel.name, steps: &mut steps };
                 device.get(&tunnel.addresses, &tunnel.routes);
             }
         }
@@ -121,8 +129,8 @@ pub fn plan(changes: &[Change], mtu_of: impl Fn(&Tunnel) -> u16) -> Vec<Step> {
 }
 
 /// Those of the one list that are not in the other.
-fn missing(of: &[Prefix], within: &[Prefix]) -> Vec<Prefix> {
-    of.iter().filter(|route| !within.contains(route)).copied().collect()
+fn missing<T: Copy + PartialEq>(of: &[T], within: &[T]) -> Vec<T> {
+    of.iter().filter(|one| !within.contains(one)).copied().collect()
 }
 
 struct Device<'a> {

@@ -5,6 +5,7 @@ use super::refusal::{Reason, Refusal};
 use super::tunnel::{Host, MTU_MIN_IPV6, Tunnel, TunnelName};
 use crate::state::access::Prefix;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// Tunnels that may be beside each other.
 #[derive(Debug, Clone)]
@@ -124,6 +125,13 @@ impl TunnelSet {
         found.ok_or_else(|| Refusal::of_tunnel(index, "name", Reason::NoSuchTunnel))
     }
 
+    /// The tunnel that an inner address is behind: routes may hold others' networks, and the longest
+    /// prefix counts, as it does to the kernel.
+    pub fn towards(&self, inner: IpAddr) -> Option<&Tunnel> {
+        let reaching = self.tunnels.values().filter_map(|it| Some((it.reaches(inner)?, it)));
+        reaching.max_by_key(|(how, _)| *how).map(|(_, tunnel)| tunnel)
+    }
+
     /// Carries out what one of the above has returned.
     pub fn commit(&mut self, changes: &[Change]) {
         for change in changes {
@@ -183,11 +191,16 @@ impl TunnelSet {
             return wrong("carrier", Reason::NotAllowed("only with keepalive, which finds out"));
         }
         judge_addresses(beside, tunnel)?;
+        judge_networks(beside, tunnel)?;
         judge_routes(beside, tunnel)?;
         if let Some(other) = beside.iter().find(|other| self.same_remote(other, tunnel)) {
             return wrong("remoteServer", Reason::SameRemote(other.name.clone()));
         }
-        if beside.iter().any(|other| other.routes.iter().any(|route| holds(*route, tunnel))) {
+        let networks = |other: &Tunnel| {
+            let own: Vec<Prefix> = other.addresses.iter().map(|it| it.network()).collect();
+            own.into_iter().chain(other.routes.clone())
+        };
+        if beside.iter().any(|other| networks(other).any(|it| holds(it, tunnel))) {
             return wrong("remoteServer", Reason::LeadsAstray(tunnel.name.clone()));
         }
         Ok(())
@@ -217,6 +230,18 @@ fn judge_addresses(beside: &[&Tunnel], tunnel: &Tunnel) -> Result<(), (String, R
         if let Some((other, theirs)) = clash {
             let reason = Reason::Overlaps(other.name.clone(), theirs.network());
             return Err((address_field(place), reason));
+        }
+    }
+    Ok(())
+}
+
+/// No tunnel's own network takes the packets to a remote: outer addresses inside are the commonest
+/// slip, and would cut off everybody else of that network.
+fn judge_networks(beside: &[&Tunnel], tunnel: &Tunnel) -> Result<(), (String, Reason)> {
+    for (place, address) in tunnel.addresses.iter().enumerate() {
+        let mut all = std::iter::once(tunnel).chain(beside.iter().copied());
+        if let Some(other) = all.find(|other| holds(address.network(), other)) {
+            return Err((address_field(place), Reason::LeadsAstray(other.name.clone())));
         }
     }
     Ok(())

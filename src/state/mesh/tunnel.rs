@@ -249,6 +249,16 @@ impl Tunnel {
         self.addresses.iter().any(|address| address.network().contains(inner))
             && !self.addresses.iter().any(|address| address.ip() == inner)
     }
+
+    /// How exactly the tunnel says that an inner address is behind its remote, if it does: the bits
+    /// of the longest prefix, and whether that is one of its own networks.
+    pub fn reaches(&self, inner: IpAddr) -> Option<(u8, bool)> {
+        let networks = self.addresses.iter().map(|address| (address.network(), true));
+        let networks = networks.filter(|_| self.is_remotes(inner));
+        let routes = self.routes.iter().map(|route| (*route, false));
+        let all = networks.chain(routes).filter(|(prefix, _)| prefix.contains(inner));
+        all.map(|(prefix, is_own)| (prefix.length(), is_own)).max()
+    }
 }
 
 #[cfg(test)]

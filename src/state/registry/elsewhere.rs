@@ -109,7 +109,7 @@ impl Registry {
                 Err(NoRoom) => ignored += 1,
             }
         }
-        self.forget_missing(room, found.all, notices);
+        self.forget_missing(now, room, found.all, notices);
         let Some(ours) = self.find(found.room, found.member) else { return ignored };
         let Some(member) = self.members.get_mut(ours).filter(|it| it.is_here()) else {
             return ignored;
@@ -282,8 +282,17 @@ impl Registry {
         }
     }
 
-    /// Whoever the store does not have is not there.
-    fn forget_missing(&mut self, room: Slot, all: &[Seen<'_>], notices: &mut Vec<Notice>) {
+    /// Whoever the store does not have is not there; but for who has just refreshed, as a store that
+    /// comes back may be empty.
+    fn forget_missing(
+        &mut self,
+        now: Instant,
+        room: Slot,
+        all: &[Seen<'_>],
+        notices: &mut Vec<Notice>,
+    ) {
+        // Longer than from one refresh to the next.
+        let fresh = self.limits.expiry / 3;
         let members = self.rooms.get(room).map(|room| room.members.clone()).unwrap_or_default();
         for slot in members {
             let Some(member) = self.members.get_mut(slot) else { continue };
@@ -291,6 +300,7 @@ impl Registry {
             let is_there = |away: &Away| {
                 let place = Place { member: id, server: away.server };
                 all.iter().any(|seen| seen.place == place)
+                    || now.saturating_duration_since(away.refreshed) < fresh
             };
             member.elsewhere.retain(is_there);
             self.remove_if_nowhere(slot, notices);

@@ -32,7 +32,9 @@ impl Registry {
             return;
         }
         member.news_from = member.news_from.max(now) + NEWS_EVERY;
-        member.news = member.news.wrapping_add(1);
+        // The first number is any one: who comes again, and whose removal got lost, is news.
+        let next = if member.news == 0 { chance() } else { member.news.wrapping_add(1) };
+        member.news = next.max(1);
         let room = member.room;
         self.introduce_to_all(now, (room, slot), Member::is_here, chance, notices);
     }

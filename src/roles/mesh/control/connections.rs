@@ -5,11 +5,13 @@ use super::super::counters::Counters;
 use super::{Asker, Door};
 use crate::error::Error;
 use crate::net::unix::UnixDoor;
+use crate::runtime::clock;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use mio::net::UnixStream;
 use mio::{Interest, Token};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Controllers at once. More are closed at once and counted: they are root's own.
 const CONNECTIONS_MAX: usize = 32;
@@ -22,6 +24,9 @@ const ANSWER_LEN_MAX: usize = 256 * 1024;
 /// Bytes read at a time.
 const READ_LEN: usize = 64 * 1024;
 
+/// Without descriptors or memory, so long nobody is accepted: somebody else may give some back.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
 /// The listening socket and those who came through it.
 pub(super) struct Connections {
     door: UnixDoor,
@@ -30,6 +35,8 @@ pub(super) struct Connections {
     /// Whose turn it is, so that nobody waits for one who asks a lot.
     turn: usize,
     buffer: Box<[u8]>,
+    /// When to accept again.
+    accept_again: Option<Instant>,
     counters: Arc<Counters>,
 }
 
@@ -68,6 +75,7 @@ impl Connections {
             first_token,
             places: (0..CONNECTIONS_MAX).map(|_| None).collect(),
             turn: 0,
+            accept_again: None,
             buffer: vec![0; READ_LEN].into(),
             counters: Arc::clone(counters),
         })
@@ -91,9 +99,18 @@ impl Connections {
             let mut stream = match self.door.listener().accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    continue;
+                }
                 Err(error) => {
-                    // Descriptors, memory: whoever waits is met when somebody leaves.
+                    // Descriptors, memory: whoever waits is met later.
                     log::error!("cannot accept a controller: {error}");
+                    self.accept_again = clock::now().checked_add(ACCEPT_PAUSE);
                     return events.park(token, readiness);
                 }
             };
@@ -166,8 +183,17 @@ impl Connections {
         }
     }
 
+    /// When [`Connections::flush`] has something to do though nothing happens.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.accept_again
+    }
+
     pub(super) fn flush(&mut self, events: &mut EventLoop) {
-        let mut has_changed = false;
+        let is_due = self.accept_again.is_some_and(|at| at <= clock::now());
+        let mut has_changed = is_due;
+        if is_due {
+            self.accept_again = None;
+        }
         for number in 0..CONNECTIONS_MAX {
             let Some(connection) = &mut self.places[number] else { continue };
             let was_blocked = connection.is_blocked();

@@ -28,6 +28,8 @@ use std::time::{Duration, Instant};
 const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
 /// Commands with a proof that are remembered, for two minutes: 8 MiB at most.
 const COMMANDS_REMEMBERED_MAX: usize = 131_072;
+/// Proofs that are looked at in a second, at each door: garbage takes none of the commands' rate.
+const PROOFS_PER_SECOND: u32 = 2000;
 /// An answer on this host crosses no network: nearly the largest datagram.
 const LOCAL_ANSWER_LEN_MAX: usize = 60_000;
 /// An answer that crosses any IPv6 path unfragmented, less IPv6 and UDP headers.
@@ -39,7 +41,6 @@ pub(super) struct Datagrams {
     first_token: usize,
     key: Option<Key>,
     replays: ReplayWindow,
-    rate: TokenBucket,
     queue: ReceiveQueue,
     waiting: VecDeque<(Asker, Vec<u8>)>,
     ready: Vec<(Contact, Vec<u8>)>,
@@ -49,8 +50,38 @@ pub(super) struct Datagrams {
 }
 
 struct Socket {
-    socket: UdpSocket,
+    udp: UdpSocket,
     trust: Trust,
+    /// Of commands. Each door has its own: what comes in at one closes no other.
+    rate: TokenBucket,
+    proofs: TokenBucket,
+}
+
+impl Socket {
+    fn new(udp: UdpSocket, trust: Trust, config: &Config) -> Socket {
+        let rate = config.control_rate;
+        Socket {
+            udp,
+            trust,
+            rate: TokenBucket::new(rate, rate),
+            proofs: TokenBucket::new(PROOFS_PER_SECOND, PROOFS_PER_SECOND),
+        }
+    }
+
+    /// Whether a datagram is looked at, and its command carried out.
+    fn judge<'a>(
+        &mut self,
+        datagram: &'a [u8],
+        key: Option<&Key>,
+        replays: &mut ReplayWindow,
+        (now, now_ms): (Instant, u64),
+    ) -> Result<(Option<Nonce>, usize, &'a [u8]), CommandDrop> {
+        if is_sealed(datagram) && !self.proofs.take(now) {
+            return Err(CommandDrop::Rate);
+        }
+        let judged = judge(datagram, self.trust, key, replays, now_ms)?;
+        if self.rate.take(now) { Ok(judged) } else { Err(CommandDrop::Rate) }
+    }
 }
 
 /// What a command needs to count.
@@ -78,7 +109,7 @@ impl Datagrams {
                 [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
             for address in any {
                 match UdpSocket::bind_for_this_host(address, Buffers::default()) {
-                    Ok(socket) => sockets.push(Socket { socket, trust: Trust::Local }),
+                    Ok(socket) => sockets.push(Socket::new(socket, Trust::Local, config)),
                     // IPv6 may be switched off.
                     Err(error) if address.is_ipv6() && is_missing(&error) => {}
                     Err(error) => return Err(cannot(address, error)),
@@ -86,16 +117,21 @@ impl Datagrams {
             }
             log::info!("control on udp port {port}, for this host alone");
         }
+        // What was said before this start is not repeated, also where nothing has been saved; a clock
+        // that was far ahead once must not lock everybody out.
+        let start_ms = clock::milliseconds_since_1970();
+        let limit_ms = start_ms.saturating_add(milliseconds(CLOCK_DIFFERENCE_MAX));
+        let floor_ms = Some(floor_ms.unwrap_or(0).clamp(start_ms, limit_ms));
         let trust = if config.insecure_control { Trust::Anybody } else { Trust::Proof };
         for address in &config.control_addresses {
             let socket = UdpSocket::bind_with_destinations(*address, Buffers::default())
                 .map_err(|error| cannot(*address, error))?;
             log::info!("control on udp {address}");
-            sockets.push(Socket { socket, trust });
+            sockets.push(Socket::new(socket, trust, config));
         }
-        for (index, Socket { socket, .. }) in sockets.iter_mut().enumerate() {
+        for (index, Socket { udp, .. }) in sockets.iter_mut().enumerate() {
             events
-                .register(socket.source(), Token(first_token + index), Interest::READABLE)
+                .register(udp.source(), Token(first_token + index), Interest::READABLE)
                 .map_err(Error::while_doing(|| "cannot watch a control socket"))?;
         }
         let mut datagrams = Datagrams {
@@ -103,7 +139,6 @@ impl Datagrams {
             first_token,
             key: None,
             replays: ReplayWindow::new(CLOCK_DIFFERENCE_MAX, COMMANDS_REMEMBERED_MAX, floor_ms),
-            rate: TokenBucket::new(config.control_rate, config.control_rate),
             queue: ReceiveQueue::default(),
             waiting: VecDeque::new(),
             ready: Vec::new(),
@@ -141,13 +176,12 @@ impl Datagrams {
         events: &mut EventLoop,
     ) {
         let index = token.0 - self.first_token;
-        let Some(Socket { socket, trust }) = self.sockets.get(index) else { return };
-        let trust = *trust;
-        match socket.receive(&mut self.queue) {
+        let Some(Socket { udp, .. }) = self.sockets.get(index) else { return };
+        match udp.receive(&mut self.queue) {
             Ok(count) => {
-                let drops = socket.new_kernel_drops(&self.queue);
+                let drops = udp.new_kernel_drops(&self.queue);
                 self.counters.commands_dropped(CommandDrop::Kernel, drops.into());
-                self.judge_all(index, trust, now);
+                self.judge_all(index, now);
                 if count == RECEIVE_BATCH {
                     events.again(token, readiness);
                 }
@@ -163,18 +197,16 @@ impl Datagrams {
     }
 
     /// Has what was received wait, as far as it counts.
-    fn judge_all(&mut self, socket: usize, trust: Trust, now: Instant) {
+    fn judge_all(&mut self, index: usize, now: Instant) {
         let now_ms = clock::milliseconds_since_1970();
-        for message in self.queue.messages() {
+        let Datagrams { sockets, queue, key, replays, waiting, counters, log, .. } = self;
+        let Some(door) = sockets.get_mut(index) else { return };
+        let trust = door.trust;
+        for message in queue.messages() {
             let Some(endpoint) = message.source else { continue };
-            let from = Contact { endpoint, socket, local: message.destination() };
+            let from = Contact { endpoint, socket: index, local: message.destination() };
             for datagram in message.datagrams() {
-                let judged = if self.rate.take(now) {
-                    judge(datagram, trust, self.key.as_ref(), &mut self.replays, now_ms)
-                } else {
-                    Err(CommandDrop::Rate)
-                };
-                match judged {
+                match door.judge(datagram, key.as_ref(), replays, (now, now_ms)) {
                     Ok((proven, answer_len_max, body)) => {
                         let asker = Asker {
                             door: Door::Datagram { from, proven },
@@ -182,11 +214,11 @@ impl Datagrams {
                             is_limited: trust == Trust::Anybody && proven.is_none(),
                             is_told_errors: false,
                         };
-                        self.waiting.push_back((asker, body.to_vec()));
+                        waiting.push_back((asker, body.to_vec()));
                     }
                     Err(reason) => {
-                        self.counters.commands_dropped(reason, 1);
-                        if let Some(held_back) = self.log.pass(now) {
+                        counters.commands_dropped(reason, 1);
+                        if let Some(held_back) = log.pass(now) {
                             log::warn!(
                                 "command from {endpoint} dropped: {} ({held_back} lines held back)",
                                 reason.label()
@@ -214,14 +246,14 @@ impl Datagrams {
 
     pub(super) fn flush(&mut self) {
         let ready = std::mem::take(&mut self.ready);
-        for (index, Socket { socket, .. }) in self.sockets.iter().enumerate() {
-            let mut batch = socket.batch(&mut self.send_queue);
+        for (index, Socket { udp, .. }) in self.sockets.iter().enumerate() {
+            let mut batch = udp.batch(&mut self.send_queue);
             for (to, bytes) in ready.iter().filter(|(to, _)| to.socket == index) {
                 batch.push_from(to.local, Some(to.endpoint), bytes);
             }
             let report = batch.finish();
             if report.segmentation_refused {
-                socket.stop_segmentation();
+                udp.stop_segmentation();
             }
             let unsent = report.blocked + report.failed;
             self.counters.commands_dropped(CommandDrop::AnswerNotSent, unsent as u64);
@@ -258,6 +290,10 @@ fn judge<'a>(
     })?;
     let answer_len_max = if trust == Trust::Local { LOCAL_ANSWER_LEN_MAX } else { ANSWER_LEN_MAX };
     Ok((Some(sealed.nonce), answer_len_max - SEALED_HEADER_LEN, sealed.body))
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn cannot(address: SocketAddr, error: io::Error) -> Error {

@@ -100,6 +100,11 @@ impl Control {
         }
     }
 
+    /// When [`Control::flush`] has something to do though nothing happens.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.connections.next_deadline()
+    }
+
     /// Sends the answers.
     pub(super) fn flush(&mut self, events: &mut EventLoop) {
         self.datagrams.flush();

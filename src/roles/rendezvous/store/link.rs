@@ -293,6 +293,10 @@ impl Link {
 
     fn answered(&mut self, session: &mut Session, answer: Value) -> Result<(), End> {
         let Some((since, asked)) = session.asked.pop_front() else {
+            // SUBSCRIBE has no answer but a push, unless it is refused.
+            if let Value::ServerError(error) = answer {
+                return Err(End::Failed(StoreFailure::Refused, error.to_string()));
+            }
             return Err(End::Failed(
                 StoreFailure::Lost,
                 "it answers what was not asked".to_owned(),
@@ -324,11 +328,10 @@ impl Link {
         Ok(())
     }
 
-    /// A command was refused. Without its scripts there is no going on: another connection loads
-    /// them.
-    fn refused(&mut self, Refusal { cause, lacks_scripts }: Refusal) -> Result<(), End> {
+    /// A command was refused. If the next ones will be too, this connection is of no use.
+    fn refused(&mut self, Refusal { cause, is_lasting }: Refusal) -> Result<(), End> {
         self.counters.store_dropped(StoreDrop::Refused, 1);
-        if lacks_scripts {
+        if is_lasting {
             return Err(End::Failed(StoreFailure::Refused, cause));
         }
         if let Some(more) = self.trouble_log.pass(clock::now()) {

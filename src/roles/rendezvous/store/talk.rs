@@ -68,7 +68,15 @@ impl Commands {
     /// Takes an answer to the beginning; the error is for people.
     pub(super) fn set_up(&mut self, step: SetUp, answer: Value) -> Result<(), String> {
         if let Value::ServerError(error) = answer {
-            return Err(error.to_string());
+            // A server that does not know HELLO answers with all of it, and so with the password.
+            return Err(match step {
+                SetUp::Hello => format!(
+                    "{}: it refuses HELLO 3: Redis 6.0 or later is needed, and a user and password \
+                     that it knows",
+                    error.code()
+                ),
+                _ => error.to_string(),
+            });
         }
         let script = match step {
             SetUp::Hello | SetUp::Select => return Ok(()),
@@ -179,14 +187,29 @@ impl<R: Read> Read for Noted<R> {
 pub(super) struct Refusal {
     /// For people.
     pub(super) cause: String,
-    /// It has forgotten our scripts.
-    pub(super) lacks_scripts: bool,
+    /// Other commands will fare no better on this connection.
+    pub(super) is_lasting: bool,
+}
+
+/// Of a server that is somebody's replica now, that has moved, or that cannot write: a name may lead
+/// elsewhere by now. Of scripts that are forgotten: another connection loads them. Of rights that are
+/// missing: somebody has to see that nothing is shared.
+fn is_lasting(error: &ServerError) -> bool {
+    use ServerErrorKind::{
+        Ask, ClusterDown, CrossSlot, MasterDown, Moved, NoPerm, NoScript, ReadOnly,
+    };
+    match error.kind() {
+        Some(kind) => matches!(
+            kind,
+            Ask | ClusterDown | CrossSlot | MasterDown | Moved | NoPerm | NoScript | ReadOnly
+        ),
+        None => error.code() == "MISCONF",
+    }
 }
 
 impl From<ServerError> for Refusal {
     fn from(error: ServerError) -> Refusal {
-        let lacks_scripts = error.kind() == Some(ServerErrorKind::NoScript);
-        Refusal { cause: error.to_string(), lacks_scripts }
+        Refusal { is_lasting: is_lasting(&error), cause: error.to_string() }
     }
 }
 
@@ -197,7 +220,7 @@ pub(super) fn read_found(answer: Value) -> Result<(Vec<Written>, usize), Refusal
         Value::ServerError(error) => return Err(error.into()),
         _ => {
             let cause = "an answer of another kind".to_owned();
-            return Err(Refusal { cause, lacks_scripts: false });
+            return Err(Refusal { cause, is_lasting: false });
         }
     };
     let (mut found, mut malformed) = (Vec::with_capacity(values.len() / 3), 0);
@@ -257,6 +280,38 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is read of an error's line.
+    fn error(line: &str) -> ServerError {
+        match Parser::new().parse_value(line.as_bytes()) {
+            Ok(Value::ServerError(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nobody_sees_the_password_in_what_an_old_server_repeats() {
+        let line =
+            "-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `s3cret`\r\n";
+        let answer = Value::ServerError(error(line));
+        let said = Commands::new().set_up(SetUp::Hello, answer).unwrap_err();
+        assert!(said.contains("ERR") && said.contains("6.0") && !said.contains("s3cret"), "{said}");
+    }
+
+    #[test]
+    fn refusals_that_last_are_told_from_others() {
+        for (line, lasts) in [
+            ("-READONLY You can't write against a read only replica.\r\n", true),
+            ("-MOVED 3999 127.0.0.1:6381\r\n", true),
+            ("-NOSCRIPT No matching script.\r\n", true),
+            ("-NOPERM no permissions\r\n", true),
+            ("-MISCONF Redis is configured to save RDB snapshots\r\n", true),
+            ("-BUSY Redis is busy running a script\r\n", false),
+            ("-OOM command not allowed\r\n", false),
+        ] {
+            assert_eq!(Refusal::from(error(line)).is_lasting, lasts, "{line}");
+        }
+    }
 
     /// Gives a byte at a time, and nothing between two of them.
     struct Slow<'a>(&'a [u8], bool);

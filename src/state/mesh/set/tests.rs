@@ -46,6 +46,40 @@ fn said(result: Result<Vec<Change>, Refusal>) -> String {
 }
 
 #[test]
+fn an_inner_address_is_behind_the_tunnel_that_says_so_most_exactly() {
+    let mut set = TunnelSet::new(5000, 4);
+    let mut wide = tunnel("a", "10.9.0.1/30", "192.0.2.1");
+    wide.routes = vec![prefix("10.0.0.0/8"), prefix("192.168.0.0/16")];
+    let mut narrow = tunnel("b", "10.0.1.1/30", "192.0.2.2");
+    narrow.routes = vec![prefix("192.168.2.0/24"), prefix("10.9.0.0/30")];
+    set.commit(&set.add(vec![wide, narrow]).unwrap());
+    let towards = |ip: &str| set.towards(ip.parse().unwrap()).map(|it| it.name.to_string());
+    for (ip, name) in [
+        ("10.0.1.2", Some("b")),
+        ("10.0.2.2", Some("a")),
+        ("192.168.2.9", Some("b")),
+        ("192.168.3.9", Some("a")),
+        // A network of its own is more than a route to it.
+        ("10.9.0.2", Some("a")),
+        ("172.16.0.1", None),
+        ("fd00::1", None),
+    ] {
+        assert_eq!(towards(ip).as_deref(), name, "{ip}");
+    }
+}
+
+#[test]
+fn a_network_that_takes_the_way_to_a_remote_is_refused() {
+    let set = host_1();
+    let add = |tunnel: Tunnel| said(set.add(vec![tunnel]));
+    assert!(
+        add(tunnel("udp4", "172.100.2.1/24", "172.100.2.9")).starts_with("tunnel[0].tunnelIP: ")
+    );
+    assert!(add(tunnel("udp4", "172.100.1.9/24", "192.0.2.9")).starts_with("tunnel[0].tunnelIP: "));
+    assert!(add(tunnel("udp4", "10.0.9.1/30", "10.0.1.2")).starts_with("tunnel[0].remoteServer: "));
+}
+
+#[test]
 fn who_clashes_is_refused_with_the_field() {
     let set = host_1();
     let add = |tunnel: Tunnel| said(set.add(vec![tunnel]));

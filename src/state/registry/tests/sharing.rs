@@ -241,9 +241,33 @@ fn members_elsewhere_count_for_a_rooms_limit_and_have_one_themselves() {
         .map(|server| Seen { place: Place { member: member(100), server: id(server) }, ..seen[0] })
         .collect();
     let found = Found { all: &seen, ..found };
+    // The others are not written down any more, and it is too long ago that they were.
+    let now = now + LIMITS.expiry / 3;
     assert_eq!(registry.found(now, &found, &mut || 1, &mut notices), 0);
     let slot = registry.find(room(1), member(100)).unwrap();
     assert_eq!((registry.servers_of(slot).count(), registry.members_elsewhere()), (8, 1));
+}
+
+#[test]
+fn a_store_that_comes_back_empty_takes_nobody_away_who_is_there() {
+    let mut cluster = Cluster::new(1, LIMITS);
+    let registry = &mut cluster.servers[0].registry;
+    let (now, mut notices) = (base(), Vec::new());
+    registry.register(now, &entry(1, v4(1)), &mut || 1, &mut notices).unwrap();
+    let endpoints = Endpoints { first: v4(9).endpoint, second: None };
+    let seen = [Seen {
+        place: Place { member: member(2), server: id(9) },
+        record: Record { news: 1, rtt_ms: 0, endpoints, sealed: b"" },
+        age: Duration::from_secs(1),
+    }];
+    let mut found = |after: Duration, all: &[Seen<'_>]| {
+        let found = Found { room: room(1), member: member(1), news: 1, all };
+        assert_eq!(registry.found(now + after, &found, &mut || 1, &mut notices), 0);
+        registry.members_elsewhere()
+    };
+    assert_eq!(found(Duration::ZERO, &seen), 1);
+    assert_eq!(found(Duration::from_secs(1), &[]), 1, "its next refresh writes it down again");
+    assert_eq!(found(LIMITS.expiry / 3, &[]), 0, "it has not refreshed");
 }
 
 /// A seeded walk over three servers: whatever happens, the tables agree; and once all is quiet each

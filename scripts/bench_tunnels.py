@@ -17,6 +17,7 @@ import platform
 import re
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,8 @@ SMALL, LARGE = 64, MTU - INNER_HEADERS - 20
 BARE = "bare veth"
 NAIVE = "naive forwarder"
 PATIENCE_S = 20
+# Tunnels that are made and removed one by one.
+CHANGES = 300
 # What one wire shows of every packet: no device merges or splits any.
 PER_PACKET_FEATURES = ["tso", "gso", "gro", "tx-udp-segmentation"]
 
@@ -237,6 +240,49 @@ class Bench:
             await_true("mesh's control socket", lambda at=control: os.path.exists(at))
             host.run(self.args.udpferry, "meshctl", "--control-socket", control, "apply", state)
         return INNER_FAR
+
+    def changes_per_second(self, *options):
+        """Tunnels made and removed one by one, each when the one before has been answered."""
+        control = os.path.join(self.work, "changes.sock")
+        daemon = self.near.start(
+            self.args.udpferry, "mesh", "--plaintext", "--log-level", "warning",
+            "--control-socket", control, *options, log=self.log("mesh-changes"),
+        )  # fmt: skip
+        try:
+            await_true("mesh's control socket", lambda: os.path.exists(control))
+            with socket.socket(socket.AF_UNIX) as asker:
+                asker.settimeout(PATIENCE_S)
+                asker.connect(control)
+                answers = asker.makefile("rb")
+                rates = []
+                for ask in (self.add_request, self.del_request):
+                    begin = time.monotonic()
+                    for number in range(CHANGES):
+                        asker.sendall(json.dumps(ask(number)).encode() + b"\n")
+                        answer = json.loads(answers.readline())
+                        if not answer["ok"]:
+                            raise Unusable(f"a change was refused: {answer}")
+                    rates.append(CHANGES / (time.monotonic() - begin))
+                return rates
+        finally:
+            stop(daemon)
+            self.near.running.remove(daemon)
+
+    @staticmethod
+    def add_request(number):
+        high, low = divmod(number, 250)
+        return {
+            "op": "add",
+            "id": number,
+            "tunnel": [
+                {"name": f"ufc{number}", "tunnelIP": f"10.81.{high}.{low + 1}", "netmask": "255.255.255.255",
+                 "remoteServer": f"10.77.{high + 1}.{low + 1}"}
+            ],
+        }  # fmt: skip
+
+    @staticmethod
+    def del_request(number):
+        return {"op": "del", "id": number, "tunnel": [{"name": f"ufc{number}"}]}
 
     def wireguard(self):
         keys = {}
@@ -559,6 +605,13 @@ def main():
         try:
             bench.make_hosts()
             found, failures = measure_all(bench, paths, args.runs)
+            changes = {}
+            if args.role == "mesh":
+                state = os.path.join(work, "changes.json")
+                changes = {
+                    "in memory": bench.changes_per_second(),
+                    "saved before each answer": bench.changes_per_second("--state-file", state),
+                }
         finally:
             bench.remove_hosts()
     rows = {
@@ -573,12 +626,15 @@ def main():
     text = [caption]
     text += [f"medians of {args.runs} interleaved runs of {args.seconds:g} s; took {time.monotonic() - started:.0f} s"]
     text += [f"inner MTU {MTU}; floods and TCP by iperf3, which shares the cores with both ends", ""]
-    text += [table(rows), "", "the bar:"]
+    text += [table(rows), ""]
+    for how, (adds, dels) in changes.items():
+        text += [f"tunnels made and removed one by one, {how}: {adds:.0f}/s and {dels:.0f}/s"]
+    text += ["the bar:"]
     text += [f"  {'PASS' if point['passed'] else 'MISS'}  {point['text']}" for point in points]
     text = "\n".join([*text, *(f"failed: {failure}" for failure in failures)]) + "\n"
     print(text, end="")
     os.makedirs(args.out, exist_ok=True)
-    report = {"caption": caption, "seconds": args.seconds, "summary": rows, "bar": points, "runs": found}
+    report = {"caption": caption, "seconds": args.seconds, "summary": rows, "bar": points, "changes": changes, "runs": found}
     for ending, content in (
         ("json", json.dumps(report, indent=1) + "\n"),
         ("svg", svg(args.role, rows, caption)),

@@ -14,4 +14,3 @@ pub mod tls_failure;
 pub mod tun;
 pub mod udp;
 pub mod unix;
-pub mod wakes;

@@ -13,3 +13,4 @@ pub mod scrape;
 pub mod signals;
 pub mod stock;
 pub mod thread;
+pub mod wakes;

@@ -7,7 +7,7 @@ use super::orders::{CONTROL_LEN_MAX, Order, Report, Reports, Whose};
 use super::sending::{self, Outgoing, Patience};
 use super::table::{DeviceId, Framing, Peer, SocketId};
 use super::{Link, ORDERS};
-use crate::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue, Received};
+use crate::net::sys::mmsg::receive::{ReceiveQueue, Received};
 use crate::net::sys::mmsg::send::SendQueue;
 use crate::net::tun::{TunDevice, is_down, is_gone};
 use crate::net::udp::UdpSocket;
@@ -25,6 +25,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Messages of one receive: where the kernel has merged none, more than the longest packet that they
+/// can be put together to.
+const MESSAGES_PER_CALL: usize = 64;
 /// What a round waits for sockets when packets go from peer to peer: little, as everybody else's wait
 /// in the receive buffer meanwhile.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -37,7 +40,7 @@ pub(super) fn run(link: Link) -> io::Result<()> {
     let inbound = Inbound {
         link,
         members: Members::default(),
-        receive: ReceiveQueue::default(),
+        receive: ReceiveQueue::with_room_for(MESSAGES_PER_CALL),
         coalescer: Coalescer::default(),
         forwards: Vec::new(),
         queue: SendQueue::default(),
@@ -108,9 +111,9 @@ impl Inbound {
             return;
         };
         match socket.udp.receive(&mut self.receive) {
-            Ok(received) => {
+            Ok(_) => {
                 self.errors = 0;
-                if received == RECEIVE_BATCH {
+                if self.receive.is_full() {
                     self.link.events.again(token, Readiness::READABLE);
                 }
             }

@@ -9,10 +9,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Messages per `recvmmsg`; with UDP_GRO each may hold many datagrams.
+/// Messages per `recvmmsg`, unless a queue is made for more; with UDP_GRO each may hold many
+/// datagrams.
 pub const RECEIVE_BATCH: usize = 32;
 /// Bytes per received message: no UDP datagram or GRO train is longer than 65,535 bytes.
 const RECEIVE_SLOT: usize = 65_536;
+/// From one message to the next. With a power of two all packets of a batch would share the same few
+/// sets of the processor's caches; so a packet of 1,500 bytes has its own.
+const RECEIVE_STRIDE: usize = RECEIVE_SLOT + 1664;
 
 /// One received message: a datagram, or with `UDP_GRO` a train of them from one source.
 #[derive(Debug, Clone, Copy)]
@@ -57,30 +61,43 @@ impl<'a> Received<'a> {
 /// The arrays and buffers behind `recvmmsg`.
 pub struct ReceiveQueue {
     arrays: Arrays,
-    /// RECEIVE_BATCH slots; untouched pages cost nothing.
+    /// A slot for each message; untouched pages cost nothing.
     bytes: Vec<u8>,
+    messages_max: usize,
     received: usize,
 }
 
 impl Default for ReceiveQueue {
     fn default() -> ReceiveQueue {
-        let mut queue = ReceiveQueue {
-            arrays: Arrays::new(RECEIVE_BATCH),
-            bytes: vec![0; RECEIVE_BATCH * RECEIVE_SLOT],
-            received: 0,
-        };
-        queue.prepare(RECEIVE_BATCH);
-        queue
+        ReceiveQueue::with_room_for(RECEIVE_BATCH)
     }
 }
 
 impl ReceiveQueue {
+    /// A queue for so many messages in a call; 1 to 1024 (UIO_MAXIOV).
+    pub fn with_room_for(messages: usize) -> ReceiveQueue {
+        let messages_max = messages.clamp(1, 1024);
+        let mut queue = ReceiveQueue {
+            arrays: Arrays::new(messages_max),
+            bytes: vec![0; messages_max * RECEIVE_STRIDE],
+            messages_max,
+            received: 0,
+        };
+        queue.prepare(messages_max);
+        queue
+    }
+
+    /// Whether the last call received as many messages as it could: there may be more.
+    pub fn is_full(&self) -> bool {
+        self.received == self.messages_max
+    }
+
     /// Makes the first `messages` headers say where the kernel may put what, which it then
     /// overwrites with how much it put there. Neither the boxes nor the bytes ever move.
     fn prepare(&mut self, messages: usize) {
         let arrays = &mut self.arrays;
         for index in 0..messages {
-            let slot = &mut self.bytes[index * RECEIVE_SLOT..(index + 1) * RECEIVE_SLOT];
+            let slot = &mut self.bytes[index * RECEIVE_STRIDE..][..RECEIVE_SLOT];
             arrays.payloads[index] =
                 libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             let header = &mut arrays.headers[index];
@@ -95,9 +112,10 @@ impl ReceiveQueue {
         }
     }
 
-    /// Receives what waits, at most [`RECEIVE_BATCH`] messages, and returns how many came.
+    /// Receives what waits, at most as many messages as the queue has room for ([`RECEIVE_BATCH`]), and
+    /// returns how many came.
     ///
-    /// Fewer than `RECEIVE_BATCH` means that the socket is empty (or holds an error, which the next
+    /// Fewer than that means that the socket is empty (or holds an error, which the next
     /// call reports). Errors: `WouldBlock` when nothing waits; on a connected socket also the ICMP
     /// errors of earlier datagrams.
     pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
@@ -111,13 +129,13 @@ impl ReceiveQueue {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
                 arrays.headers.as_mut_ptr(),
-                size_of_batch(),
+                libc::c_uint::try_from(self.messages_max).unwrap_or(1),
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
         };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        self.received = received.min(RECEIVE_BATCH);
+        self.received = received.min(self.messages_max);
         Ok(self.received)
     }
 
@@ -131,7 +149,7 @@ impl ReceiveQueue {
         (0..self.received).map(|index| {
             let header = &self.arrays.headers[index];
             let len = (header.msg_len as usize).min(RECEIVE_SLOT);
-            let start = index * RECEIVE_SLOT;
+            let start = index * RECEIVE_STRIDE;
             Received {
                 source: read_name(&self.arrays.names[index], header.msg_hdr.msg_namelen),
                 segment_len: read_int(&header.msg_hdr, libc::SOL_UDP, libc::UDP_GRO)
@@ -153,10 +171,4 @@ impl ReceiveQueue {
             read_int(&self.arrays.headers[last].msg_hdr, libc::SOL_SOCKET, libc::SO_RXQ_OVFL)?;
         Some(u32::from_ne_bytes(drops.to_ne_bytes()))
     }
-}
-
-const fn size_of_batch() -> libc::c_uint {
-    #[allow(clippy::cast_possible_truncation)] // 32.
-    let batch = RECEIVE_BATCH as libc::c_uint;
-    batch
 }

@@ -147,7 +147,7 @@ fn tunnels_survive_a_restart_unless_told_otherwise() {
     let torn = &fs::read(&file).unwrap()[..40];
     fs::write(&file, torn).unwrap();
     let daemon = Daemon::start_in(daemon.scratch, &[&state]);
-    daemon.service.await_log("cannot be taken");
+    daemon.service.await_log("is corrupt");
     assert!(daemon.names().is_empty());
     assert_eq!(fs::read(file.with_extension("json.corrupt-1")).unwrap(), torn);
 }

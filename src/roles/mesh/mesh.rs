@@ -106,7 +106,7 @@ impl Mesh {
             }
             // The options are others than when it was saved: that is no reason to lose them all.
             Err(refusal) => {
-                store.set_aside(&format!("{refusal}, with these options"))?;
+                store.set_aside(&format!("does not fit the options: {refusal}"))?;
                 self.is_unsaved = true;
                 self.take_in(state.tunnels)
             }

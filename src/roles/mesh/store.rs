@@ -63,7 +63,9 @@ impl Store {
                 Err(cause)
                     .map_err(Error::while_doing(|| format!("cannot take the state of {shown}")))
             }
-            Err(Unreadable::Corrupt(why)) => self.set_aside(&why).map(|()| None),
+            Err(Unreadable::Corrupt(why)) => {
+                self.set_aside(&format!("is corrupt: {why}")).map(|()| None)
+            }
         }
     }
 
@@ -76,7 +78,7 @@ impl Store {
         Ok(())
     }
 
-    /// Renames the file, so that nothing overwrites it.
+    /// Renames the file, so that nothing overwrites it; `why` says what it is.
     pub(super) fn set_aside(&self, why: &str) -> Result<(), Error> {
         let shown = self.path.display();
         for number in 1..=SET_ASIDE_MAX {
@@ -86,19 +88,19 @@ impl Store {
                 Ok(()) => {
                     fs::remove_file(&self.path)
                         .map_err(Error::while_doing(|| format!("cannot set {shown} aside")))?;
-                    log::error!("{shown} cannot be taken: {why}; it is now {}", aside.display());
+                    log::error!("{shown} {why}; it is now {}", aside.display());
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).map_err(Error::while_doing(|| {
-                        format!("{shown} cannot be taken: {why}; cannot set it aside")
+                        format!("{shown} {why}; cannot set it aside")
                     }));
                 }
             }
         }
         Err(io::ErrorKind::AlreadyExists.into()).map_err(Error::while_doing(|| {
-            format!("{shown} cannot be taken: {why}; {SET_ASIDE_MAX} such files are there already")
+            format!("{shown} {why}; {SET_ASIDE_MAX} such files are there already")
         }))
     }
 

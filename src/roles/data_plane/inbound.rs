@@ -25,9 +25,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Messages of one receive: where the kernel has merged none, more than the longest packet that they
-/// can be put together to.
-const MESSAGES_PER_CALL: usize = 64;
 /// What a round waits for sockets when packets go from peer to peer: little, as everybody else's wait
 /// in the receive buffer meanwhile.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -40,7 +37,7 @@ pub(super) fn run(link: Link) -> io::Result<()> {
     let inbound = Inbound {
         link,
         members: Members::default(),
-        receive: ReceiveQueue::with_room_for(MESSAGES_PER_CALL),
+        receive: ReceiveQueue::default(),
         coalescer: Coalescer::default(),
         forwards: Vec::new(),
         queue: SendQueue::default(),

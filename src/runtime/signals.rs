@@ -34,6 +34,14 @@ pub fn start(command: &mut Command) -> io::Result<Child> {
     child
 }
 
+/// Kills a child that has not been waited for yet.
+pub fn kill(child: u32) {
+    if let Ok(id) = i32::try_from(child) {
+        // Gone already, at worst.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), Signal::SIGKILL);
+    }
+}
+
 /// What the operator asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {

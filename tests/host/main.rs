@@ -126,7 +126,7 @@ fn netlink_does_what_ip_says() {
     for to in ["198.51.100.1/32", "0.0.0.0/0", "2001:db8::/32", "::/0"] {
         let rule = Rule { priority: 5200, to: network(to), table: 5555 };
         netlink.add_rule(rule).unwrap();
-        assert!(netlink.rules().unwrap().contains(&(5200, 5555)));
+        assert!(netlink.rules().unwrap().contains(&rule));
         netlink.delete_rule(rule).unwrap();
         assert!(Netlink::is_absent(&netlink.delete_rule(rule).unwrap_err()));
     }
@@ -283,6 +283,17 @@ fn two_clients_do_not_disturb_each_other() {
     assert_eq!(device_to("203.0.113.129"), "vpnu");
     second.undo();
     assert_eq!(device_to("203.0.113.129"), "eth0");
+
+    // The one that takes everything leaves others what they ask for, though it was first.
+    let all = ClientPlan { default_route: true, ..plan("198.51.100.1:5555", "203.0.113.0/25") };
+    first.route(&all).unwrap();
+    second.route(&plan("198.51.100.2:5555", "203.0.113.128/25")).unwrap();
+    assert_eq!(device_to("203.0.113.129"), "vpnu");
+    assert_eq!(device_to("203.0.113.1"), "vpnt");
+    assert_eq!(device_to("9.9.9.9"), "vpnt");
+    assert_eq!(device_to("198.51.100.2"), "eth0", "the second one's server is outside");
+    first.undo();
+    second.undo();
 }
 
 #[test]
@@ -326,4 +337,190 @@ fn a_kill_switch_outlives_its_client() {
     assert!(!is_dropped());
     host.undo();
     assert_eq!(state(), before);
+}
+
+/// Whether this user's question for a name is dropped.
+fn is_name_dropped() -> bool {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let error = socket.send_to(b"x", "192.0.2.53:53").err();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+#[test]
+fn a_server_that_has_moved_can_be_looked_for() {
+    if !in_own_namespaces("a_server_that_has_moved_can_be_looked_for") {
+        return;
+    }
+    make_links();
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
+    let before = state();
+    let mut host = Host::open(places(&scratch), "vpnt", true).unwrap();
+    let guard = ClientPlan { kill_switch: true, ..ClientPlan::default() };
+    host.route(&guard).unwrap();
+    assert!(host.is_guarded() && is_name_dropped(), "before any address is known");
+    host.open_lookups().unwrap();
+    assert!(!is_name_dropped());
+    host.close_lookups().unwrap();
+    assert!(is_name_dropped());
+
+    let plan = ClientPlan {
+        servers: vec!["198.51.100.1:5555".parse().unwrap()],
+        default_route: true,
+        dns: vec![ip("10.0.0.2")],
+        ..guard
+    };
+    host.route(&plan).unwrap();
+    let resolver = || std::fs::read_to_string(scratch.path("resolv.conf")).unwrap();
+    assert_eq!(device_to("192.0.2.53"), "vpnt");
+    assert!(resolver().contains("10.0.0.2"));
+    host.open_lookups().unwrap();
+    assert_eq!(device_to("192.0.2.53"), "eth0");
+    assert_eq!(device_to("198.51.100.1"), "eth0");
+    assert!(!is_name_dropped());
+    assert_eq!(resolver(), "nameserver 192.0.2.53\n");
+    host.close_lookups().unwrap();
+    assert_eq!(device_to("192.0.2.53"), "vpnt");
+    assert!(resolver().contains("10.0.0.2"));
+    // Killed while it looked.
+    host.open_lookups().unwrap();
+    drop(host);
+    let mut host = Host::open(places(&scratch), "vpnt", false).unwrap();
+    host.undo();
+    assert_eq!(state(), before);
+    assert_eq!(resolver(), "nameserver 192.0.2.53\n");
+}
+
+#[test]
+fn what_others_remove_is_put_back() {
+    if !in_own_namespaces("what_others_remove_is_put_back") {
+        return;
+    }
+    make_links();
+    let scratch = Scratch::new();
+    let before = state();
+    let mut host = Host::open(places(&scratch), "vpnt", false).unwrap();
+    host.route(&ClientPlan {
+        servers: vec!["198.51.100.1:5555".parse().unwrap()],
+        default_route: true,
+        kill_switch: true,
+        ..ClientPlan::default()
+    })
+    .unwrap();
+    let during = state();
+    assert!(
+        during.contains("proto kernel"),
+        "no rule that systemd-networkd takes for foreign: {during}"
+    );
+    run("sh", &["-c", "ip rule flush; ip rule add priority 32766 table main; ip -6 rule flush"]);
+    run("sh", &["-c", "ip -6 rule add priority 32766 table main; ip link set vpnt down"]);
+    run("sh", &["-c", "ip link set vpnt up; nft flush ruleset"]);
+    assert_ne!(device_to("9.9.9.9"), "vpnt");
+    host.mend_routes();
+    host.mend_tables().unwrap();
+    // ip rule flush has taken the kernel's own, too.
+    let lines = |text: &str, piece: &str| -> Vec<String> {
+        let found = text.lines().filter(|line| line.contains(piece));
+        let mut lines: Vec<String> = found.map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let after = state();
+    for piece in ["15555", "15556", "udpferry", "accept"] {
+        assert!(!lines(&during, piece).is_empty(), "{piece}");
+        assert_eq!(lines(&after, piece), lines(&during, piece), "{piece}");
+    }
+    assert_eq!(device_to("9.9.9.9"), "vpnt");
+    host.mend_routes();
+    host.mend_tables().unwrap();
+    assert_eq!(state(), after);
+    host.undo();
+    for piece in ["15555", "15556", "udpferry"] {
+        assert_eq!(lines(&state(), piece), lines(&before, piece), "{piece}");
+    }
+
+    let networks = vec![network("10.0.0.0/24")];
+    host.serve(&ServerPlan { networks, nat: Some(Nat::default()) }).unwrap();
+    run("nft", &["flush", "ruleset"]);
+    host.mend_tables().unwrap();
+    assert!(state().contains("masquerade"));
+    host.undo();
+}
+
+#[test]
+fn what_cannot_be_undone_now_is_undone_later() {
+    if !in_own_namespaces("what_cannot_be_undone_now_is_undone_later") {
+        return;
+    }
+    make_links();
+    let scratch = Scratch::new();
+    let before = state();
+    let networks = vec![network("10.0.0.0/24")];
+    let mut host = Host::open(places(&scratch), "vpnt", false).unwrap();
+    host.serve(&ServerPlan { networks, nat: Some(Nat::default()) }).unwrap();
+    let broken = scratch.path("nft");
+    std::fs::copy("/bin/false", &broken).unwrap();
+    run("mount", &["--bind", broken.to_str().unwrap(), "/usr/sbin/nft"]);
+    host.undo();
+    drop(host);
+    run("umount", &["/usr/sbin/nft"]);
+    assert!(state().contains("udpferry_vpnt"));
+    Host::open(places(&scratch), "vpnt", false).unwrap().undo();
+    assert_eq!(state(), before);
+}
+
+#[test]
+fn ipv6_router_advertisements_are_still_heard() {
+    if !in_own_namespaces("ipv6_router_advertisements_are_still_heard") {
+        return;
+    }
+    make_links();
+    let scratch = Scratch::new();
+    let accept = || std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/accept_ra").unwrap();
+    run("sh", &["-c", "echo 1 > /proc/sys/net/ipv6/conf/eth0/accept_ra"]);
+    let plan = || ServerPlan { networks: vec![network("fd00::/64")], nat: Some(Nat::default()) };
+    let mut host = Host::open(places(&scratch), "vpnt", false).unwrap();
+    host.serve(&plan()).unwrap();
+    let mut other = Host::open(places(&scratch), "vpnu", false).unwrap();
+    other.serve(&plan()).unwrap();
+    assert_eq!(accept().trim(), "2");
+    host.undo();
+    assert_eq!(accept().trim(), "2", "another one needs it");
+    other.undo();
+    assert_eq!(accept().trim(), "1");
+}
+
+#[test]
+fn ssh_sessions_keep_their_way_also_from_single_routes() {
+    if !in_own_namespaces("ssh_sessions_keep_their_way_also_from_single_routes") {
+        return;
+    }
+    make_links();
+    run("ip", &["link", "set", "lo", "up"]);
+    run("ip", &["addr", "add", "203.0.113.7/32", "dev", "lo"]);
+    // A session of an operator whose network goes into the tunnel, as the kernel's table shows it.
+    let listener = std::net::TcpListener::bind("192.0.2.2:2222").unwrap();
+    let session = {
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let address = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
+        socket.bind(&address("203.0.113.7:40000")).unwrap();
+        socket.connect(&address("192.0.2.2:2222")).unwrap();
+        socket
+    };
+    let _accepted = listener.accept().unwrap();
+    run("ip", &["addr", "del", "203.0.113.7/32", "dev", "lo"]);
+    let scratch = Scratch::new();
+    let mut host = Host::open(places(&scratch), "vpnt", false).unwrap();
+    let plan = ClientPlan {
+        servers: vec!["198.51.100.1:5555".parse().unwrap()],
+        routes: vec![network("203.0.113.0/24")],
+        ssh_ports: vec![2222],
+        ..ClientPlan::default()
+    };
+    host.route(&plan).unwrap();
+    assert_eq!(device_to("203.0.113.9"), "vpnt");
+    assert_eq!(device_to("203.0.113.7"), "eth0");
+    host.undo();
+    drop(session);
 }

@@ -1,13 +1,17 @@
-//! Word that somebody has changed links, addresses or routes.
+//! Word that somebody has changed links, addresses, routes or rules, or the tables of nftables.
 
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use std::io;
 use std::os::fd::AsRawFd;
 
+/// RTNLGRP_IPV4_RULE and RTNLGRP_IPV6_RULE, as bits.
+const RULE_GROUPS: u32 = 1 << 7 | 1 << 18;
+/// NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h, as a bit.
+const NFTABLES_GROUP: u32 = 1 << 6;
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR and RTMGRP_IPV6_ROUTE of
 /// linux/rtnetlink.h.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
@@ -19,10 +23,24 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Listens from now on.
+    /// Listens from now on to links, addresses and routes.
     pub fn open() -> io::Result<Changes> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
+        Changes::of(NETLINK_ROUTE, GROUPS)
+    }
+
+    /// Listens from now on to links, addresses, routes and rules.
+    pub fn with_rules() -> io::Result<Changes> {
+        Changes::of(NETLINK_ROUTE, GROUPS | RULE_GROUPS)
+    }
+
+    /// Listens from now on to nftables; takes CAP_NET_ADMIN.
+    pub fn of_nftables() -> io::Result<Changes> {
+        Changes::of(NETLINK_NETFILTER, NFTABLES_GROUP)
+    }
+
+    fn of(protocol: isize, groups: u32) -> io::Result<Changes> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind(&SocketAddr::new(0, groups))?;
         socket.set_non_blocking(true)?;
         Ok(Changes { socket })
     }

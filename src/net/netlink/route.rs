@@ -99,6 +99,11 @@ impl Netlink {
         ) || error.kind() == io::ErrorKind::NotFound
     }
 
+    /// Whether an error says that the kernel has no such address family, as with `ipv6.disable=1`.
+    pub fn is_family_absent(error: &io::Error) -> bool {
+        matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+    }
+
     /// The way that a packet of this host to `address` takes now. `NetworkUnreachable`: there is none.
     pub fn path_to(&mut self, address: IpAddr) -> io::Result<Path> {
         let mut message = RouteMessage::default();

@@ -2,9 +2,11 @@
 
 use super::{Netlink, Network, family};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
+use std::net::IpAddr;
 
 /// A rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,23 +30,28 @@ impl Netlink {
         self.change(RouteNetlinkMessage::DelRule(message(rule)), 0)
     }
 
-    /// The priorities and tables of all rules of both families.
-    pub fn rules(&mut self) -> io::Result<Vec<(u32, u32)>> {
+    /// All rules of both families, by what [`Rule`] knows of them.
+    pub fn rules(&mut self) -> io::Result<Vec<Rule>> {
         let mut found = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for (family, any) in [
+            (AddressFamily::Inet, IpAddr::from([0; 4])),
+            (AddressFamily::Inet6, IpAddr::from([0; 16])),
+        ] {
             let mut message = RuleMessage::default();
             message.header.family = family;
             for answer in self.list(RouteNetlinkMessage::GetRule(message))? {
-                let RouteNetlinkMessage::NewRule(rule) = answer else { continue };
-                let (mut priority, mut table) = (0, u32::from(rule.header.table));
-                for attribute in rule.attributes {
+                let RouteNetlinkMessage::NewRule(message) = answer else { continue };
+                let to = Network { address: any, length: message.header.dst_len };
+                let mut rule = Rule { priority: 0, to, table: u32::from(message.header.table) };
+                for attribute in message.attributes {
                     match attribute {
-                        RuleAttribute::Priority(number) => priority = number,
-                        RuleAttribute::Table(number) => table = number,
+                        RuleAttribute::Priority(number) => rule.priority = number,
+                        RuleAttribute::Table(number) => rule.table = number,
+                        RuleAttribute::Destination(address) => rule.to.address = address,
                         _ => {}
                     }
                 }
-                found.push((priority, table));
+                found.push(rule);
             }
         }
         Ok(found)
@@ -57,6 +64,9 @@ fn message(rule: Rule) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     message.header.dst_len = rule.to.length;
     message.header.table = u8::try_from(rule.table).unwrap_or(0);
+    // Others' rules systemd-networkd removes when it starts or a link changes, unless they are the kernel's
+    // (ManageForeignRoutingPolicyRules= in networkd.conf(5)).
+    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
     message.attributes.push(RuleAttribute::Priority(rule.priority));
     message.attributes.push(RuleAttribute::Table(rule.table));
     if rule.to.length > 0 {

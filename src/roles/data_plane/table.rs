@@ -213,6 +213,8 @@ impl Table {
     /// Whether anything that comes from there is looked at.
     pub(super) fn admits(&self, source: IpAddr) -> bool {
         let allowed = &self.options.allow_from;
+        // A socket of both families, as systemd passes it, has IPv4 sources as ::ffff:a.b.c.d.
+        let source = source.to_canonical();
         allowed.is_empty() || allowed.iter().any(|prefix| prefix.contains(source))
     }
 }

@@ -8,12 +8,13 @@
 //!
 //! A route that DHCP puts into the main table (option 121) wins over none of ours: ours are asked first.
 
+use super::dns::Lookups;
 use super::journal::Step;
 use super::{Host, firewall, ssh};
 use crate::error::Error;
-use crate::net::netlink::Network;
 use crate::net::netlink::route::{Hop, MAIN, Route};
 use crate::net::netlink::rule::Rule;
+use crate::net::netlink::{Netlink, Network};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -32,6 +33,8 @@ pub struct ClientPlan {
     pub kill_switch: bool,
     /// The resolver's servers; none leaves it as it is.
     pub dns: Vec<IpAddr>,
+    /// sshd's ports besides those that [`ssh::ports`] finds.
+    pub ssh_ports: Vec<u16>,
     /// Whether the tunnel has an IPv6 address. Without one a default route makes IPv6 unreachable, so that nothing
     /// leaves beside the tunnel.
     pub has_ipv6: bool,
@@ -43,10 +46,17 @@ pub struct InForce {
     plan: ClientPlan,
     priority: u32,
     ssh_peers: Vec<IpAddr>,
+    /// Names are asked for outside the tunnel.
+    lookups: Option<Lookups>,
+    /// What is in the tunnel's own table.
+    pub(super) routes: Vec<Route>,
 }
 
 /// Tables and priorities are looked for from here on: below the main table's priority, above those of other programs.
 const FIRST: u32 = 5555;
+/// The same of a tunnel that takes everything: those that take only some networks are asked before it, in whichever order
+/// they start.
+const FIRST_OF_ALL: u32 = 15_555;
 /// Priorities that a client takes.
 const PRIORITIES: u32 = 2;
 
@@ -62,12 +72,11 @@ impl Host {
         let needs_table = !networks.is_empty();
         // Asked before anything is changed.
         let ssh_peers =
-            if plan.default_route || plan.kill_switch { ssh::peers() } else { Vec::new() };
-        for peer in &ssh_peers {
-            log::info!("{}: the way to {peer}, which has an ssh session, stays as it is", self.tun);
-        }
-        let (table, priority) = self.free_numbers()?;
-        let in_force = InForce { plan: plan.clone(), priority, ssh_peers };
+            if needs_table || plan.kill_switch { self.ssh_peers(plan) } else { Vec::new() };
+        let (table, priority) =
+            self.free_numbers(if plan.default_route { FIRST_OF_ALL } else { FIRST })?;
+        let mut in_force =
+            InForce { plan: plan.clone(), priority, ssh_peers, lookups: None, routes: Vec::new() };
         if plan.kill_switch {
             self.kill(&in_force)?;
         }
@@ -81,14 +90,16 @@ impl Host {
                 } else {
                     Hop::Device(link.index)
                 };
-                self.own_route(Route { to: network, hop, table, metric: 0 })?;
+                let route = Route { to: network, hop, table, metric: 0 };
+                self.own_route(route)?;
+                in_force.routes.push(route);
             }
             for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
-                self.rule(Rule {
-                    priority: priority + 1,
-                    to: Network { address: any, length: 0 },
-                    table,
-                })?;
+                let to = Network { address: any, length: 0 };
+                // Of a family that is asked for: the other one may not be there at all.
+                if in_force.routes.iter().any(|route| route.to.address.is_ipv4() == any.is_ipv4()) {
+                    self.rule(Rule { priority: priority + 1, to, table })?;
+                }
             }
         }
         if !plan.dns.is_empty() {
@@ -98,11 +109,49 @@ impl Host {
         Ok(())
     }
 
+    /// Who has an ssh session with this host now; each is a line in the log.
+    fn ssh_peers(&self, plan: &ClientPlan) -> Vec<IpAddr> {
+        let mut ports = ssh::ports();
+        ports.extend(&plan.ssh_ports);
+        let peers = ssh::peers(&ports);
+        for peer in &peers {
+            log::info!("{}: the way to {peer}, which has an ssh session, stays as it is", self.tun);
+        }
+        if peers.is_empty() {
+            let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+            let ports = ports.join(", ");
+            log::info!("{}: no ssh session is seen on port {ports} (--ssh-port)", self.tun);
+        }
+        peers
+    }
+
     /// The servers' addresses have changed: what is outside the tunnel changes with them. Nothing else does.
     pub fn move_servers(&mut self, servers: &[SocketAddr]) -> Result<(), Error> {
+        self.change(|in_force| in_force.plan.servers = servers.to_vec())
+    }
+
+    /// The server has to be found by its name, and the tunnel is down: from now on names are asked for as
+    /// they were before it, until [`Host::close_lookups`]. A kill switch lets these questions pass and no others.
+    pub fn open_lookups(&mut self) -> Result<(), Error> {
+        if let Some(step) = self.dns_step() {
+            self.withdraw(&step);
+        }
+        let lookups = Lookups::now(&self.places);
+        self.change(|in_force| in_force.lookups = Some(lookups))
+    }
+
+    /// A lookup is over: names are asked for in the tunnel again.
+    pub fn close_lookups(&mut self) -> Result<(), Error> {
+        let Some(InForce { lookups: Some(_), plan, .. }) = &self.client else { return Ok(()) };
+        let dns = plan.dns.clone();
+        self.change(|in_force| in_force.lookups = None)?;
+        if dns.is_empty() { Ok(()) } else { self.resolve_by(&dns) }
+    }
+
+    fn change(&mut self, how: impl FnOnce(&mut InForce)) -> Result<(), Error> {
         let Some(mut in_force) = self.client.take() else { return Ok(()) };
         let before = outside(&in_force);
-        in_force.plan.servers = servers.to_vec();
+        how(&mut in_force);
         let after = outside(&in_force);
         let result = self.exchange(&in_force, &before, &after);
         self.client = Some(in_force);
@@ -131,7 +180,7 @@ impl Host {
         Ok(())
     }
 
-    fn kill(&mut self, in_force: &InForce) -> Result<(), Error> {
+    pub(super) fn kill(&mut self, in_force: &InForce) -> Result<(), Error> {
         let step = Step::KillSwitch(firewall::kill_switch_name(&self.tun));
         let act = |host: &mut Host| {
             firewall::kill(&firewall::KillSwitch {
@@ -139,6 +188,7 @@ impl Host {
                 servers: &in_force.plan.servers,
                 excludes: &in_force.plan.excludes,
                 ssh_peers: &in_force.ssh_peers,
+                lookups: in_force.lookups.as_ref(),
             })
         };
         // One that is in force already, or was left by a run that was killed, is replaced.
@@ -149,27 +199,29 @@ impl Host {
         self.step(Step::Rule(rule), |host| {
             let doing =
                 || format!("cannot add a rule for {} with priority {}", rule.to, rule.priority);
-            existing_is_well(host.netlink.add_rule(rule)).map_err(Error::while_doing(doing))
+            let added = host.netlink.add_rule(rule);
+            is_well(added, rule.to).map_err(Error::while_doing(doing))
         })
     }
 
     fn own_route(&mut self, route: Route) -> Result<(), Error> {
         self.step(Step::Route(route.to, route.table), |host| {
             let doing = || format!("cannot add a route to {} by {}", route.to, host.tun);
-            existing_is_well(host.netlink.add_route(route)).map_err(Error::while_doing(doing))
+            let added = host.netlink.add_route(route);
+            is_well(added, route.to).map_err(Error::while_doing(doing))
         })
     }
 
     /// A table that is empty and priorities that nobody has.
-    fn free_numbers(&mut self) -> Result<(u32, u32), Error> {
+    fn free_numbers(&mut self, first: u32) -> Result<(u32, u32), Error> {
         let doing = || "cannot list the routing rules";
         let taken = self.netlink.rules().map_err(Error::while_doing(doing))?;
         let is_free = |first: &u32| {
             let own = *first..*first + PRIORITIES;
-            taken.iter().all(|(priority, table)| !own.contains(priority) && !own.contains(table))
+            taken.iter().all(|rule| !own.contains(&rule.priority) && !own.contains(&rule.table))
         };
         // There are 32766 priorities before the main table's.
-        let priority = (FIRST..32_000).step_by(2).find(is_free).ok_or_else(|| Error::System {
+        let priority = (first..32_000).step_by(2).find(is_free).ok_or_else(|| Error::System {
             doing: "cannot find a free priority for routing rules".into(),
             cause: io::ErrorKind::QuotaExceeded.into(),
         })?;
@@ -194,7 +246,8 @@ fn networks(plan: &ClientPlan) -> Vec<Network> {
 /// What stays outside the tunnel, each once.
 fn outside(in_force: &InForce) -> Vec<Network> {
     let servers = in_force.plan.servers.iter().map(SocketAddr::ip);
-    let hosts = servers.chain(in_force.ssh_peers.iter().copied());
+    let lookups = in_force.lookups.iter().flat_map(|lookups| lookups.servers.iter().copied());
+    let hosts = servers.chain(in_force.ssh_peers.iter().copied()).chain(lookups);
     let mut networks: Vec<Network> = hosts
         .map(|host| Network::host(host.to_canonical()))
         .chain(in_force.plan.excludes.iter().copied())
@@ -204,9 +257,12 @@ fn outside(in_force: &InForce) -> Vec<Network> {
     networks
 }
 
-fn existing_is_well(result: io::Result<()>) -> io::Result<()> {
+/// Whether an addition for this network has come to what was wanted: it may be there already; and where the kernel has
+/// no IPv6 at all (ipv6.disable=1), nothing of it goes anywhere.
+fn is_well(result: io::Result<()>, to: Network) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if to.address.is_ipv6() && Netlink::is_family_absent(&error) => Ok(()),
         other => other,
     }
 }
@@ -231,8 +287,22 @@ mod tests {
             ..ClientPlan::default()
         };
         let ssh_peers = vec!["192.0.2.9".parse().unwrap()];
-        let in_force = InForce { plan, priority: 1, ssh_peers };
+        let lookups = Some(Lookups { servers: vec!["192.0.2.53".parse().unwrap()], user: 0 });
+        let in_force = InForce { plan, priority: 1, ssh_peers, lookups, routes: Vec::new() };
         let names: Vec<String> = outside(&in_force).iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["10.0.0.0/8", "192.0.2.1/32", "192.0.2.9/32"]);
+        assert_eq!(names, ["10.0.0.0/8", "192.0.2.1/32", "192.0.2.9/32", "192.0.2.53/32"]);
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_is_no_error_for_ipv6() {
+        let net = |text: &str| Network { address: text.parse().unwrap(), length: 1 };
+        // EOPNOTSUPP and EAFNOSUPPORT.
+        for code in [95, 97] {
+            let error = || Err(io::Error::from_raw_os_error(code));
+            is_well(error(), net("::")).unwrap();
+            is_well(error(), net("0.0.0.0")).unwrap_err();
+        }
+        is_well(Err(io::ErrorKind::PermissionDenied.into()), net("::")).unwrap_err();
+        is_well(Err(io::ErrorKind::AlreadyExists.into()), net("0.0.0.0")).unwrap();
     }
 }

@@ -1,50 +1,138 @@
-//! The resolver's servers: by systemd-resolved, by resolvconf, or in /etc/resolv.conf itself, whichever is first there.
+//! The resolver's servers: by systemd-resolved, by resolvconf, or in /etc/resolv.conf itself, whichever is first there
+//! and does it.
 
 use super::journal::Step;
-use super::{Host, program};
+use super::{Host, Places, journal_path, program};
 use crate::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The first line of a file that we wrote: a file without it is somebody else's.
-const MARK: &str = "# written by udpferry vpn; the file before it is beside it";
-/// systemd-resolved is there when this is (systemd-resolved.service(8)).
-const RESOLVED: &str = "/run/systemd/resolve/stub-resolv.conf";
+/// The first line of a file that we wrote goes on with the tunnel's name and a full stop: a file without it is somebody
+/// else's.
+const MARK: &str = "# written by udpferry vpn for ";
+/// systemd-resolved's own file with the servers that it asks, and the directory that belongs to it
+/// (systemd-resolved.service(8)).
+const RESOLVED: &str = "/run/systemd/resolve";
+const RESOLVED_SERVERS: &str = "/run/systemd/resolve/resolv.conf";
+/// Its stub, where /etc/resolv.conf leads to it without a link.
+const RESOLVED_STUB: &str = "nameserver 127.0.0.53";
+/// Where Debian's resolvconf says in which order interfaces count: those that begin with "tun." before Ethernet's.
+const INTERFACE_ORDER: &str = "/etc/resolvconf/interface-order";
+/// Tunnels that replace each other's file, one upon the other.
+const TUNNELS_MAX: usize = 16;
+
+/// Whom this host asks for names when no tunnel is there, and which user asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// The servers of the file that was there before any tunnel's.
+    pub servers: Vec<IpAddr>,
+    /// This process's, or systemd-resolved's where that asks for all.
+    pub user: u32,
+}
+
+impl Lookups {
+    /// As it is now.
+    pub fn now(places: &Places) -> Lookups {
+        let servers = servers_in(&content_below_tunnels(&places.resolv_conf));
+        let own = Lookups { servers, user: nix::unistd::geteuid().as_raw() };
+        // Somebody on this host asks in our place.
+        if own.servers.iter().any(IpAddr::is_loopback) {
+            if let (Ok(text), Ok(directory)) =
+                (fs::read_to_string(RESOLVED_SERVERS), fs::metadata(RESOLVED))
+            {
+                return Lookups { servers: servers_in(&text), user: directory.uid() };
+            }
+        }
+        own
+    }
+}
+
+fn servers_in(text: &str) -> Vec<IpAddr> {
+    let server = |line: &str| {
+        let address = line.strip_prefix("nameserver")?.split_ascii_whitespace().next()?;
+        // Without the zone of a link-local address.
+        address.split('%').next()?.parse().ok()
+    };
+    text.lines().filter_map(server).collect()
+}
 
 impl Host {
     /// Sends the resolver's questions to these servers, through the tunnel.
     pub(crate) fn resolve_by(&mut self, servers: &[IpAddr]) -> Result<(), Error> {
-        let tun = self.tun.clone();
-        let own = self.places.resolv_conf == Path::new("/etc/resolv.conf");
-        if own && Path::new(RESOLVED).exists() && program::is_there("resolvectl") {
-            let revert = ["resolvectl", "revert", &tun].map(str::to_owned).to_vec();
-            return self.step(Step::Run(revert), |_| {
-                let texts: Vec<String> = servers.iter().map(ToString::to_string).collect();
-                let mut words = vec!["dns", &tun];
-                words.extend(texts.iter().map(String::as_str));
-                program::run("resolvectl", &words, "")?;
-                // All domains, before those of other interfaces.
-                program::run("resolvectl", &["domain", &tun, "~."], "")?;
-                program::run("resolvectl", &["default-route", &tun, "true"], "").map(drop)
-            });
+        if self.places.resolv_conf == Path::new("/etc/resolv.conf") {
+            for (is_there, act) in [
+                (is_resolved_asked(), Host::resolve_by_resolved as fn(&mut Host, &[IpAddr]) -> _),
+                (program::is_there("resolvconf"), Host::resolve_by_resolvconf),
+            ] {
+                if !is_there {
+                    continue;
+                }
+                let (step, done) = act(self, servers);
+                match done {
+                    Ok(()) => return Ok(()),
+                    Err(error) => {
+                        log::warn!("{}: {error}; trying another way to set DNS", self.tun);
+                        self.withdraw(&step);
+                    }
+                }
+            }
         }
-        if own && program::is_there("resolvconf") {
-            let name = format!("{tun}.udpferry");
-            let delete = ["resolvconf", "-d", &name].map(str::to_owned).to_vec();
-            return self.step(Step::Run(delete), |_| {
-                program::run("resolvconf", &["-a", &name], &text(servers)).map(drop)
-            });
-        }
-        let path = self.places.resolv_conf.clone();
+        let (path, tun) = (self.places.resolv_conf.clone(), self.tun.clone());
         self.step(Step::ResolvConf, |_| {
-            replace(&path, &format!("{MARK}\n{}", text(servers)))
+            replace(&path, &tun, servers)
                 .map_err(Error::while_doing(|| format!("cannot replace {}", path.display())))
         })
     }
+
+    fn resolve_by_resolved(&mut self, servers: &[IpAddr]) -> (Step, Result<(), Error>) {
+        let tun = self.tun.clone();
+        let step = Step::Run(["resolvectl", "revert", &tun].map(str::to_owned).to_vec());
+        let done = self.step(step.clone(), |_| {
+            let texts: Vec<String> = servers.iter().map(ToString::to_string).collect();
+            let mut words = vec!["dns", &tun];
+            words.extend(texts.iter().map(String::as_str));
+            program::run("resolvectl", &words, "")?;
+            // All domains, before those of other interfaces.
+            program::run("resolvectl", &["domain", &tun, "~."], "")?;
+            program::run("resolvectl", &["default-route", &tun, "true"], "").map(drop)
+        });
+        (step, done)
+    }
+
+    fn resolve_by_resolvconf(&mut self, servers: &[IpAddr]) -> (Step, Result<(), Error>) {
+        let prefix = if Path::new(INTERFACE_ORDER).exists() { "tun." } else { "" };
+        let name = format!("{prefix}{}.udpferry", self.tun);
+        let step = Step::Run(["resolvconf", "-d", &name].map(str::to_owned).to_vec());
+        let done = self.step(step.clone(), |_| {
+            // Of openresolv: the first in order, and alone. Debian's takes no notice of it.
+            let words = ["-a", &name, "-m", "0", "-x"];
+            program::run("resolvconf", &words, &text(servers)).map(drop)
+        });
+        (step, done)
+    }
+
+    /// Whether a step of this kind is in force.
+    pub(super) fn dns_step(&self) -> Option<Step> {
+        let is_of_dns = |step: &&Step| match step {
+            Step::ResolvConf => true,
+            Step::Run(words) => words.first().is_some_and(|name| name.starts_with("resolv")),
+            _ => false,
+        };
+        self.journal.steps().iter().find(is_of_dns).cloned()
+    }
+}
+
+/// Whether programs that read /etc/resolv.conf ask systemd-resolved.
+fn is_resolved_asked() -> bool {
+    let path = Path::new("/etc/resolv.conf");
+    let leads_there = fs::canonicalize(path).is_ok_and(|path| path.starts_with(RESOLVED))
+        || content_below_tunnels(path).lines().any(|line| line.trim() == RESOLVED_STUB);
+    leads_there && program::is_there("resolvectl")
 }
 
 fn text(servers: &[IpAddr]) -> String {
@@ -54,24 +142,26 @@ fn text(servers: &[IpAddr]) -> String {
     })
 }
 
-/// Where the file that was there stands meanwhile: beside it, since /run may be empty when the machine comes back.
-fn beside(path: &Path) -> PathBuf {
+/// Where the file that was there stands meanwhile: beside it, since /run may be empty when the machine comes back. Each
+/// tunnel sets its own aside, which may be another tunnel's.
+fn beside(path: &Path, tun: &str) -> PathBuf {
     let mut name = OsString::from(path);
-    name.push(".before-udpferry");
+    name.push(".before-udpferry-");
+    name.push(tun);
     name.into()
 }
 
 /// Puts a file in place of `path`, which is set aside, be it a file or a symbolic link.
-fn replace(path: &Path, content: &str) -> io::Result<()> {
-    let aside = beside(path);
-    if !is_ours(path) {
-        match fs::rename(path, &aside) {
+fn replace(path: &Path, tun: &str, servers: &[IpAddr]) -> io::Result<()> {
+    if owner(path).as_deref() != Some(tun) {
+        match fs::rename(path, beside(path, tun)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
     let new = path.with_extension("udpferry-new");
-    fs::write(&new, content)?;
+    let title = format!("{MARK}{tun}. The file before it is beside it.");
+    fs::write(&new, format!("{title}\n{}", text(servers)))?;
     set_readable(&new)?;
     fs::rename(new, path)
 }
@@ -82,30 +172,83 @@ fn set_readable(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))
 }
 
-/// Puts the file back that was set aside. One that somebody else has put in its place since stays.
-pub(super) fn restore(path: &Path) -> Result<(), Error> {
-    let aside = beside(path);
-    let exists = fs::symlink_metadata(path).is_ok();
-    if exists && !is_ours(path) {
-        log::warn!(
-            "{} has been changed by others; it stays, and {} too",
-            path.display(),
-            aside.display()
-        );
-        return Ok(());
+/// Puts the file back that a tunnel has set aside, be it below another tunnel's. One that somebody else has put in its
+/// place since stays.
+pub(super) fn restore(path: &Path, tun: &str) -> Result<(), Error> {
+    let aside = beside(path, tun);
+    let mut place = path.to_owned();
+    for _ in 0..TUNNELS_MAX {
+        match owner(&place) {
+            Some(owner) if owner == tun => break,
+            Some(other) => place = beside(path, &other),
+            None if fs::symlink_metadata(&place).is_ok() => {
+                if fs::symlink_metadata(&aside).is_ok() {
+                    log::warn!(
+                        "{} has been changed by others; it stays, and {} too",
+                        path.display(),
+                        aside.display()
+                    );
+                }
+                return Ok(());
+            }
+            None => break,
+        }
     }
-    let result = match fs::rename(&aside, path) {
+    let exists = fs::symlink_metadata(&place).is_ok();
+    let result = match fs::rename(&aside, &place) {
         // There was none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && exists => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && exists => fs::remove_file(&place),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
     result.map_err(Error::while_doing(|| format!("cannot put {} back", path.display())))
 }
 
-fn is_ours(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
-        && fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARK))
+/// Restores the file in the place of those of tunnels that are gone with their journals: the machine has lost its
+/// power, and what they wrote leads nowhere. Returns whether there were any.
+pub(crate) fn restore_orphans(places: &Places) -> bool {
+    let path = &places.resolv_conf;
+    let is_orphan = |tun: &String| {
+        let journal = fs::read_to_string(journal_path(&places.runtime_dir, tun));
+        !journal.is_ok_and(|text| text.lines().any(|line| line == Step::ResolvConf.to_string()))
+    };
+    let mut any = false;
+    for _ in 0..TUNNELS_MAX {
+        let Some(tun) = owners(path).into_iter().find(is_orphan) else { break };
+        log::warn!("{}: putting back what a run of {tun} before this one replaced", path.display());
+        if let Err(error) = restore(path, &tun) {
+            log::error!("{error}");
+            break;
+        }
+        any = true;
+    }
+    any
+}
+
+/// The tunnels whose files are there, the last one first.
+fn owners(path: &Path) -> Vec<String> {
+    let mut owners = Vec::new();
+    let mut place = path.to_owned();
+    while let Some(tun) = owner(&place).filter(|_| owners.len() < TUNNELS_MAX) {
+        place = beside(path, &tun);
+        owners.push(tun);
+    }
+    owners
+}
+
+fn content_below_tunnels(path: &Path) -> String {
+    let place = owners(path).last().map_or_else(|| path.to_owned(), |tun| beside(path, tun));
+    fs::read_to_string(place).unwrap_or_default()
+}
+
+/// The tunnel that wrote a file.
+fn owner(path: &Path) -> Option<String> {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
+        return None;
+    }
+    let text = fs::read_to_string(path).ok()?;
+    let (tun, _) = text.strip_prefix(MARK)?.split_once(". ")?;
+    super::is_interface_name(tun).then(|| tun.to_owned())
 }
 
 #[cfg(test)]
@@ -122,6 +265,60 @@ mod tests {
         place
     }
 
+    fn servers(address: &str) -> Vec<IpAddr> {
+        vec![address.parse().unwrap()]
+    }
+
+    #[test]
+    fn two_tunnels_end_in_any_order() {
+        for order in [["vpn.a", "b"], ["b", "vpn.a"]] {
+            let place = place();
+            let path = place.join("resolv.conf");
+            fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
+            replace(&path, "vpn.a", &servers("10.0.0.2")).unwrap();
+            replace(&path, "b", &servers("10.1.0.2")).unwrap();
+            assert_eq!(owners(&path), ["b", "vpn.a"]);
+            assert_eq!(servers_in(&content_below_tunnels(&path)), servers("192.0.2.53"));
+            restore(&path, order[0]).unwrap();
+            let left = fs::read_to_string(&path).unwrap();
+            let own =
+                if order[1] == "b" { "nameserver 10.1.0.2\n" } else { "nameserver 10.0.0.2\n" };
+            assert!(left.ends_with(own), "{left}");
+            restore(&path, order[1]).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.53\n");
+            assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
+            fs::remove_dir_all(place).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_power_cut_left_is_put_back() {
+        let place = place();
+        let places =
+            Places { runtime_dir: place.join("run"), resolv_conf: place.join("resolv.conf") };
+        fs::create_dir(&places.runtime_dir).unwrap();
+        let path = &places.resolv_conf;
+        fs::write(path, "nameserver 192.0.2.53\n").unwrap();
+        replace(path, "vpnc", &servers("10.0.0.2")).unwrap();
+        replace(path, "vpnd", &servers("10.0.0.3")).unwrap();
+        // That one runs.
+        fs::write(journal_path(&places.runtime_dir, "vpnd"), "resolv.conf\n").unwrap();
+        assert!(restore_orphans(&places));
+        assert_eq!(owners(path), ["vpnd"]);
+        fs::remove_file(journal_path(&places.runtime_dir, "vpnd")).unwrap();
+        assert!(restore_orphans(&places));
+        assert_eq!(fs::read_to_string(path).unwrap(), "nameserver 192.0.2.53\n");
+        assert!(!restore_orphans(&places));
+        fs::remove_dir_all(place).unwrap();
+    }
+
+    #[test]
+    fn servers_are_read_from_any_file() {
+        let text = "# nameserver 1.1.1.1\nsearch x\nnameserver 192.0.2.53 # ours\nnameserver\tfe80::1%eth0\nnameserver x\n";
+        let found = servers_in(text);
+        assert_eq!(found, ["192.0.2.53".parse::<IpAddr>().unwrap(), "fe80::1".parse().unwrap()]);
+    }
+
     #[test]
     fn files_links_and_nothing_come_back() {
         for kind in ["file", "link", "nothing"] {
@@ -132,18 +329,18 @@ mod tests {
                 "link" => std::os::unix::fs::symlink("../run/stub", &path).unwrap(),
                 _ => {}
             }
-            replace(&path, &format!("{MARK}\nnameserver 10.0.0.2\n")).unwrap();
+            replace(&path, "vpnc", &servers("10.0.0.2")).unwrap();
             // Again, as after a run that was killed: what was set aside is not lost.
-            replace(&path, &format!("{MARK}\nnameserver 10.0.0.3\n")).unwrap();
+            replace(&path, "vpnc", &servers("10.0.0.3")).unwrap();
             assert!(fs::read_to_string(&path).unwrap().ends_with("10.0.0.3\n"));
-            restore(&path).unwrap();
-            restore(&path).unwrap();
+            restore(&path, "vpnc").unwrap();
+            restore(&path, "vpnc").unwrap();
             match kind {
                 "file" => assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.53\n"),
                 "link" => assert_eq!(fs::read_link(&path).unwrap(), Path::new("../run/stub")),
                 _ => assert!(!path.exists()),
             }
-            assert!(!beside(&path).exists());
+            assert!(!beside(&path, "vpnc").exists());
             fs::remove_dir_all(place).unwrap();
         }
     }
@@ -153,9 +350,9 @@ mod tests {
         let place = place();
         let path = place.join("resolv.conf");
         fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
-        replace(&path, MARK).unwrap();
+        replace(&path, "vpnc", &servers("10.0.0.2")).unwrap();
         fs::write(&path, "nameserver 192.0.2.54\n").unwrap();
-        restore(&path).unwrap();
+        restore(&path, "vpnc").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.54\n");
         fs::remove_dir_all(place).unwrap();
     }

@@ -1,14 +1,16 @@
 //! nftables: a table of our own for each tunnel, put in and taken out whole.
 
+use super::dns::Lookups;
 use super::program;
 use crate::error::Error;
 use crate::net::netlink::Network;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
-/// The name of a tunnel's table. Interface names may have what table names may not.
+/// The name of a tunnel's table. All that an interface's name may have ([`super::is_interface_name`]) nft's
+/// may too.
 pub fn table_name(tun: &str) -> String {
-    format!("udpferry_{}", tun.replace(['-', '.'], "_"))
+    format!("udpferry_{tun}")
 }
 
 /// The name of a tunnel's kill switch.
@@ -69,6 +71,8 @@ pub struct KillSwitch<'a> {
     pub excludes: &'a [Network],
     /// Who has an ssh session with this host.
     pub ssh_peers: &'a [IpAddr],
+    /// Where names are asked for, as long as the server has to be found.
+    pub lookups: Option<&'a Lookups>,
 }
 
 /// Puts the kill switch in, in place of one that is there, without a gap.
@@ -99,6 +103,16 @@ fn kill_switch_text(switch: &KillSwitch<'_>) -> String {
         let (family, address) = words(*peer);
         line(format!("  {family} daddr {address} meta l4proto tcp accept"));
     }
+    if let Some(Lookups { servers, user }) = switch.lookups {
+        for server in servers {
+            let (family, address) = words(*server);
+            for protocol in ["udp", "tcp"] {
+                line(format!(
+                    "  meta skuid {user} {family} daddr {address} {protocol} dport 53 accept"
+                ));
+            }
+        }
+    }
     // Without an address or a neighbour there is no way to the server either.
     line("  udp sport 68 udp dport 67 accept".into());
     line("  udp sport 546 udp dport 547 accept".into());
@@ -108,6 +122,11 @@ fn kill_switch_text(switch: &KillSwitch<'_>) -> String {
     line("  type filter hook forward priority 0; policy drop;".into());
     line(format!("  oifname \"{tun}\" accept"));
     line(format!("  iifname \"{tun}\" accept"));
+    for network in switch.excludes {
+        let family = if network.address.is_ipv4() { "ip" } else { "ip6" };
+        line(format!("  {family} daddr {network} accept"));
+        line(format!("  {family} saddr {network} accept"));
+    }
     line("}".into());
     text.push_str("}\n");
     text
@@ -121,6 +140,13 @@ fn words(address: IpAddr) -> (&'static str, IpAddr) {
 /// The beginning of a table that replaces the one of its name in the same transaction.
 fn replaced(family: &str, name: &str) -> String {
     format!("add table {family} {name}\ndelete table {family} {name}\ntable {family} {name} {{\n")
+}
+
+/// Whether there is such a table; an error if that cannot be told.
+pub fn has_table(family: &str, name: &str) -> Result<bool, Error> {
+    let listed = program::run("nft", &["list", "tables", family], "")?;
+    let line = format!("table {family} {name}");
+    Ok(listed.lines().any(|listed| listed.trim() == line))
 }
 
 /// Deletes a table, if it is there.
@@ -151,9 +177,9 @@ mod tests {
             server_text(&Server { tun: "vpn-s.0", networks: &networks, masquerade: Some("eth0") });
         assert_eq!(
             text,
-            "add table inet udpferry_vpn_s_0\n\
-             delete table inet udpferry_vpn_s_0\n\
-             table inet udpferry_vpn_s_0 {\n  \
+            "add table inet udpferry_vpn-s.0\n\
+             delete table inet udpferry_vpn-s.0\n\
+             table inet udpferry_vpn-s.0 {\n  \
              chain forward {\n    \
              type filter hook forward priority 0; policy accept;\n    \
              iifname \"vpn-s.0\" tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu\n    \
@@ -177,6 +203,7 @@ mod tests {
             servers: &["198.51.100.1:5555".parse().unwrap(), "[2001:db8::1]:5555".parse().unwrap()],
             excludes: &[net("192.168.1.0", 24)],
             ssh_peers: &["::ffff:192.0.2.9".parse().unwrap()],
+            lookups: Some(&Lookups { servers: vec!["192.0.2.53".parse().unwrap()], user: 981 }),
         });
         for line in [
             "type filter hook output priority 0; policy drop;",
@@ -185,6 +212,8 @@ mod tests {
             "ip daddr 192.168.1.0/24 accept",
             "ip daddr 192.0.2.9 meta l4proto tcp accept",
             "udp sport 68 udp dport 67 accept",
+            "meta skuid 981 ip daddr 192.0.2.53 udp dport 53 accept",
+            "meta skuid 981 ip daddr 192.0.2.53 tcp dport 53 accept",
         ] {
             assert!(text.contains(&format!("    {line}\n")), "{line} is not in\n{text}");
         }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 /// Longer than a command that sets things up takes; the tunnel waits for it.
 pub const UP_LIMIT: Duration = Duration::from_secs(10);
-/// A stop ends within 250 ms: a slower command goes on alone.
-pub const DOWN_LIMIT: Duration = Duration::from_millis(100);
+/// The operator's command is part of the stop: a service manager kills what has not ended with the process. Within
+/// the ten seconds (TimeoutStopSec) that the units give it.
+pub const DOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a command is told in its environment: names without their prefix `UDPFERRY_`, and values.
 pub type Facts<'a> = &'a [(&'a str, String)];

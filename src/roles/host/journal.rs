@@ -48,19 +48,54 @@ impl Step {
         let kind = words.next()?;
         let rest: Vec<&str> = words.collect();
         Some(match (kind, &rest[..]) {
-            ("sysctl", [name, before]) => Step::Sysctl((*name).into(), (*before).into()),
-            ("table", [family, name]) => Step::Table((*family).into(), (*name).into()),
-            ("kill-switch", [name]) => Step::KillSwitch((*name).into()),
+            ("sysctl", [name, before]) if is_own_sysctl(name) => {
+                Step::Sysctl((*name).into(), (*before).into())
+            }
+            ("table", [family @ ("inet" | "ip" | "ip6"), name]) if is_own_table(name) => {
+                Step::Table((*family).into(), (*name).into())
+            }
+            ("kill-switch", [name]) if is_own_table(name) => Step::KillSwitch((*name).into()),
             ("rule", [priority, to, table]) => Step::Rule(Rule {
                 priority: priority.parse().ok()?,
                 to: network(to)?,
                 table: table.parse().ok()?,
             }),
             ("route", [to, table]) => Step::Route(network(to)?, table.parse().ok()?),
-            ("run", [_, ..]) => Step::Run(rest.iter().map(|word| (*word).to_owned()).collect()),
+            ("run", words) if is_own_command(words) => {
+                Step::Run(rest.iter().map(|word| (*word).to_owned()).collect())
+            }
             ("resolv.conf", []) => Step::ResolvConf,
             _ => return None,
         })
+    }
+}
+
+// A service's journal belongs to the service's user, and `vpn down` undoes it as root: it may say nothing that
+// does more than undo what is written here.
+
+fn is_own_sysctl(name: &str) -> bool {
+    let accept_ra =
+        name.strip_prefix("net/ipv6/conf/").and_then(|it| it.strip_suffix("/accept_ra"));
+    matches!(name, "net/ipv4/ip_forward" | "net/ipv6/conf/all/forwarding")
+        || accept_ra.is_some_and(super::is_interface_name)
+}
+
+fn is_own_table(name: &str) -> bool {
+    let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    name.starts_with("udpferry_") && name.bytes().all(is_of_a_name)
+}
+
+/// Of iptables the deletion of a rule, by the options that ours have: `--modprobe` would run a program.
+fn is_own_command(words: &[&str]) -> bool {
+    const OPTIONS: [&str; 9] =
+        ["-s", "-i", "-o", "-p", "-m", "-j", "--tcp-flags", "--ctstate", "--clamp-mss-to-pmtu"];
+    match words {
+        ["iptables" | "ip6tables", "-w", "-t", _, "-D", rule @ ..] => {
+            rule.iter().all(|word| !word.starts_with('-') || OPTIONS.contains(word))
+        }
+        ["resolvectl", "revert", name] => super::is_interface_name(name),
+        ["resolvconf", "-d", name] => !name.starts_with('-') && !name.contains('/'),
+        _ => false,
     }
 }
 
@@ -100,6 +135,11 @@ impl Journal {
         self.steps.contains(step)
     }
 
+    /// The steps that have been made and not undone, the first one first.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
     /// Adds a step, on disk first.
     pub fn note(&mut self, step: Step) -> io::Result<()> {
         let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
@@ -133,8 +173,13 @@ impl Journal {
             };
         }
         let beside = self.path.with_extension("new");
+        // New, so that a symbolic link that somebody has put there leads nowhere.
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file: File =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         for step in &self.steps {
             writeln!(file, "{step}")?;
         }
@@ -156,6 +201,13 @@ mod tests {
             Step::Rule(Rule { priority: 5200, to, table: 254 }),
             Step::Route(to, 5555),
             Step::Run(vec!["resolvectl".into(), "revert".into(), "vpnc".into()]),
+            Step::Sysctl("net/ipv6/conf/eth0.7/accept_ra".into(), "1".into()),
+            Step::Run(
+                "iptables -w -t filter -D FORWARD -i vpns -j ACCEPT"
+                    .split(' ')
+                    .map(str::to_owned)
+                    .collect(),
+            ),
             Step::ResolvConf,
         ]
     }
@@ -174,6 +226,15 @@ mod tests {
             "run",
             "table inet",
             "what 1",
+            "sysctl ../../etc/cron.d/x y",
+            "sysctl net/ipv6/conf/../../../x/accept_ra 1",
+            "table inet filter",
+            "kill-switch udpferry_x;flush",
+            "run sh -c reboot",
+            "run iptables -w -t nat -D POSTROUTING --modprobe=/tmp/x",
+            "run iptables -w -t nat -D POSTROUTING -M /tmp/x",
+            "run iptables -F",
+            "run resolvconf -d ../x",
         ] {
             assert_eq!(Step::parse(wrong), None, "{wrong}");
         }

@@ -17,6 +17,7 @@ pub mod dns;
 pub mod firewall;
 pub mod hooks;
 pub mod journal;
+mod mend;
 pub mod program;
 pub mod server;
 pub mod ssh;
@@ -60,6 +61,8 @@ pub struct Host {
     journal: Journal,
     /// Those of a client's plan that is in force, to be changed when the server's address does.
     client: Option<client::InForce>,
+    /// A server's table of nftables that is in force.
+    server: Option<server::InForce>,
 }
 
 impl Host {
@@ -76,26 +79,35 @@ impl Host {
             format!("cannot open the journal {}", path.display())
         }))?;
         let netlink = Netlink::open().map_err(Error::while_doing(|| "cannot open netlink"))?;
-        let mut host = Host { tun: tun.to_owned(), places, netlink, journal, client: None };
+        let tun = tun.to_owned();
+        let mut host = Host { tun, places, netlink, journal, client: None, server: None };
         if !left.is_empty() {
+            let tun = &host.tun;
             log::warn!("{tun}: undoing {} changes that a run before this one left", left.len());
         }
         host.undo_steps(left, keeps_kill_switch)?;
+        dns::restore_orphans(&host.places);
         Ok(host)
     }
 
-    /// Undoes everything, from the last to the first. What fails is logged, and the rest is undone all the same.
+    /// Undoes everything, from the last to the first. What fails is logged and stays in the journal, for the next
+    /// start or `vpn down`; the rest is undone all the same.
     pub fn undo(&mut self) {
-        self.client = None;
+        (self.client, self.server) = (None, None);
         let steps = self.journal.take();
         if let Err(error) = self.undo_steps(steps, false) {
             log::error!("{error}");
         }
     }
 
+    /// Whether a kill switch is in force.
+    pub fn is_guarded(&self) -> bool {
+        self.journal.steps().iter().any(|step| matches!(step, Step::KillSwitch(_)))
+    }
+
     /// Undoes everything but a kill switch, which stays in force until the next plan replaces it.
     pub fn undo_but_kill_switch(&mut self) -> Result<(), Error> {
-        self.client = None;
+        (self.client, self.server) = (None, None);
         let steps = self.journal.take();
         self.undo_steps(steps, true)
     }
@@ -116,16 +128,22 @@ impl Host {
             if keeps_kill_switch && matches!(step, Step::KillSwitch(_)) {
                 kept.push(step);
             } else if let Err(error) = undo::undo(self, &step) {
-                log::error!("{}: cannot undo \"{step}\": {error}", self.tun);
+                log::error!(
+                    "{}: cannot undo \"{step}\": {error}; it stays in the journal",
+                    self.tun
+                );
+                kept.push(step);
             }
         }
+        kept.reverse();
         self.journal.replace(kept).map_err(Error::while_doing(|| "cannot write the journal"))
     }
 
     /// Undoes one step that is not needed any more.
     pub(crate) fn withdraw(&mut self, step: &Step) {
         if let Err(error) = undo::undo(self, step) {
-            log::error!("{}: cannot undo \"{step}\": {error}", self.tun);
+            log::error!("{}: cannot undo \"{step}\": {error}; it stays in the journal", self.tun);
+            return;
         }
         if let Err(error) = self.journal.forget(step) {
             log::error!("{}: cannot write the journal: {error}", self.tun);

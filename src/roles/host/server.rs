@@ -1,4 +1,7 @@
 //! A server's host: forwarding, NAT, the clamp on TCP's segments.
+//!
+//! IPv6 routers do not listen to other routers (RFC 4861, section 6.2.8): with `forwarding` the kernel drops
+//! the default route that it had from router advertisements, and takes no other, unless `accept_ra` is 2.
 
 use super::journal::Step;
 use super::undo::{read_sysctl, value_before_others, write_sysctl};
@@ -24,6 +27,13 @@ pub struct Nat {
     pub out_interface: Option<String>,
 }
 
+/// What of a plan is in force, to be put back when others remove it.
+#[derive(Debug)]
+pub struct InForce {
+    networks: Vec<Network>,
+    out: String,
+}
+
 /// Addresses that no route but the default one leads to: TEST-NET-3 and its like of IPv6 (RFC 5737, RFC 3849).
 const FAR_AWAY: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
@@ -41,27 +51,53 @@ impl Host {
         let has_ipv6 = plan.networks.iter().any(|network| network.address.is_ipv6());
         self.switch_on("net/ipv4/ip_forward")?;
         if has_ipv6 {
+            self.keep_advertised_route(&out)?;
             self.switch_on("net/ipv6/conf/all/forwarding")?;
         }
-        if program::is_there("nft") {
-            let name = firewall::table_name(&self.tun);
-            self.step(Step::Table("inet".into(), name), |host| {
-                let networks = &plan.networks;
-                firewall::serve(&firewall::Server {
-                    tun: &host.tun,
-                    networks,
-                    masquerade: Some(&out),
-                })
-            })?;
-        } else if program::is_there("iptables") {
-            self.masquerade_by_iptables(plan, &out)?;
-        } else {
-            let cause = io::Error::other("neither nft nor iptables is there: install nftables");
-            return Err(Error::System { doing: "cannot set up NAT".into(), cause });
+        let has_iptables = program::is_there("iptables");
+        self.server = Some(InForce { networks: plan.networks.clone(), out: out.clone() });
+        let step = Step::Table("inet".into(), firewall::table_name(&self.tun));
+        let nft = program::is_there("nft").then(|| self.step(step.clone(), Host::put_table));
+        match nft {
+            Some(Ok(())) => {}
+            // Such as a kernel whose nftables have no NAT for both families (before 5.2).
+            Some(Err(error)) if has_iptables => {
+                log::warn!("{}: {error}; trying iptables", self.tun);
+                self.withdraw(&step);
+                self.masquerade_by_iptables(plan, &out)?;
+            }
+            Some(Err(error)) => return Err(error),
+            None if has_iptables => self.masquerade_by_iptables(plan, &out)?,
+            None => {
+                let cause = io::Error::other("neither nft nor iptables is there: install nftables");
+                return Err(Error::System { doing: "cannot set up NAT".into(), cause });
+            }
         }
         self.open_iptables(has_ipv6)?;
         log::info!("{}: clients leave by {out} with its address", self.tun);
         Ok(())
+    }
+
+    /// Puts the server's table in, or back.
+    pub(super) fn put_table(&mut self) -> Result<(), Error> {
+        let Some(InForce { networks, out }) = &self.server else { return Ok(()) };
+        firewall::serve(&firewall::Server { tun: &self.tun, networks, masquerade: Some(out) })
+    }
+
+    /// Before IPv6 is forwarded: see the top of this file.
+    fn keep_advertised_route(&mut self, out: &str) -> Result<(), Error> {
+        let name = format!("net/ipv6/conf/{out}/accept_ra");
+        match read_sysctl(&name) {
+            Ok(value) if value == "1" => {
+                let before = value_before_others(self, &name).unwrap_or(value);
+                self.step(Step::Sysctl(name.clone(), before), |_| write_sysctl(&name, "2"))
+            }
+            Ok(value) if value == "2" => match value_before_others(self, &name) {
+                Some(before) => self.step(Step::Sysctl(name, before), |_| Ok(())),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
     }
 
     fn known(&mut self, name: &str) -> Result<String, Error> {
@@ -109,11 +145,18 @@ impl Host {
             self.iptables(program, &rule)?;
         }
         let tun = self.tun.clone();
-        for way in ["-i", "-o"] {
-            let flags = ["-p", "tcp", "--tcp-flags", "SYN,RST", "SYN"];
-            let clamp = ["-j", "TCPMSS", "--clamp-mss-to-pmtu"];
-            let rule = [&["-t", "mangle", "FORWARD", way, &tun][..], &flags, &clamp].concat();
-            self.iptables("iptables", &rule)?;
+        let is_used = |is_ipv4: bool| {
+            plan.networks.iter().any(|network| network.address.is_ipv4() == is_ipv4)
+        };
+        for (program, _) in
+            [("iptables", true), ("ip6tables", false)].into_iter().filter(|it| is_used(it.1))
+        {
+            for way in ["-i", "-o"] {
+                let flags = ["-p", "tcp", "--tcp-flags", "SYN,RST", "SYN"];
+                let clamp = ["-j", "TCPMSS", "--clamp-mss-to-pmtu"];
+                let rule = [&["-t", "mangle", "FORWARD", way, &tun][..], &flags, &clamp].concat();
+                self.iptables(program, &rule)?;
+            }
         }
         Ok(())
     }
@@ -126,9 +169,15 @@ impl Host {
             if !wanted || !program::is_there(program) {
                 continue;
             }
-            let listed = program::run(program, &["-S", "FORWARD"], "").unwrap_or_default();
-            if listed.trim() == "-P FORWARD ACCEPT" || listed.is_empty() {
-                continue;
+            match program::run(program, &["-w", "-S", "FORWARD"], "") {
+                Ok(listed) if listed.trim() == "-P FORWARD ACCEPT" => continue,
+                Ok(_) => {}
+                Err(error) => {
+                    log::warn!(
+                        "{tun}: {error}; if its rules drop what is forwarded, clients get nowhere"
+                    );
+                    continue;
+                }
             }
             self.iptables(program, &["-t", "filter", "FORWARD", "-i", &tun, "-j", "ACCEPT"])?;
             let answers = ["-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED"];
@@ -142,7 +191,8 @@ impl Host {
     /// Inserts a rule, given as `-t TABLE CHAIN RULE...`, at the front of its chain.
     fn iptables(&mut self, program: &str, rule: &[&str]) -> Result<(), Error> {
         let with = |action: &'static str| -> Vec<String> {
-            let words = rule[..2].iter().chain([&action]).chain(&rule[2..]);
+            // Waits for whoever has the lock; program::run bounds it.
+            let words = ["-w"].iter().chain(&rule[..2]).chain([&action]).chain(&rule[2..]);
             words.map(|word| (*word).to_owned()).collect()
         };
         let undo = std::iter::once(program.to_owned()).chain(with("-D")).collect();

@@ -5,21 +5,49 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Established, in /proc/net/tcp (include/net/tcp_states.h).
 const ESTABLISHED: &str = "01";
-/// sshd's port; one that listens elsewhere is told by SSH_CONNECTION (ssh(1)).
+/// sshd's port where its configuration names no other (sshd_config(5)).
 const SSH_PORT: u16 = 22;
+const CONFIGURATION: &str = "/etc/ssh/sshd_config";
+const FURTHER_CONFIGURATION: &str = "/etc/ssh/sshd_config.d";
 
-/// The other ends of established sessions with the ssh port, or with the port of the session in which this program was
-/// started.
-pub fn peers() -> Vec<IpAddr> {
+/// The ports that sshd may listen on: 22, those of its configuration, which a service may not be allowed to read, and
+/// that of the session in which this program was started, which sudo(8) and service managers hide.
+pub fn ports() -> Vec<u16> {
     // "CLIENT-ADDRESS CLIENT-PORT SERVER-ADDRESS SERVER-PORT".
     let own_session =
         std::env::var("SSH_CONNECTION").ok().and_then(|text| text.split(' ').nth(3)?.parse().ok());
-    let ports = [Some(SSH_PORT), own_session];
+    let further = fs::read_dir(FURTHER_CONFIGURATION).into_iter().flatten().flatten();
+    let files = std::iter::once(CONFIGURATION.into()).chain(further.map(|entry| entry.path()));
+    let configured =
+        files.filter_map(|path| fs::read_to_string(path).ok()).flat_map(|text| ports_in(&text));
+    let mut ports: Vec<u16> =
+        std::iter::once(SSH_PORT).chain(own_session).chain(configured).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// The ports that a configuration of sshd names.
+fn ports_in(configuration: &str) -> Vec<u16> {
+    let port = |line: &str| {
+        let (key, value) = line.trim().split_once([' ', '\t', '='])?;
+        let value = value.trim_matches([' ', '\t', '=', '"']).split_ascii_whitespace().next()?;
+        match &key.to_ascii_lowercase()[..] {
+            "port" => value.parse().ok(),
+            "listenaddress" => value.parse::<SocketAddr>().ok().map(|address| address.port()),
+            _ => None,
+        }
+    };
+    configuration.lines().filter_map(port).collect()
+}
+
+/// The other ends of established sessions with one of these ports of this host.
+pub fn peers(ports: &[u16]) -> Vec<IpAddr> {
     let mut found = Vec::new();
     // Not by /proc/net, which a service may not see (ProcSubset=pid).
     for file in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
         let table = fs::read_to_string(file).unwrap_or_default();
-        found.extend(peers_in(&table, |port| ports.contains(&Some(port))));
+        found.extend(peers_in(&table, |port| ports.contains(&port)));
     }
     found.sort_unstable();
     found.dedup();
@@ -68,6 +96,14 @@ mod tests {
             3: 0100007F:0016 0100007F:9C42 01 00000000:00000000 02:00000000 00000000     0\n";
         let found = peers_in(table, |port| port == 22);
         assert_eq!(found, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn sshds_configuration_names_ports() {
+        let text = "# Port 1\nPort 2222\n  port=2022\nListenAddress 0.0.0.0:2200\nListenAddress [::]:2201\n\
+                    ListenAddress 192.0.2.1\nPermitRootLogin no\nPort x\n";
+        assert_eq!(ports_in(text), [2222, 2022, 2200, 2201]);
+        assert!(ports().contains(&22));
     }
 
     #[test]

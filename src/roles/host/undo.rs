@@ -12,10 +12,20 @@ use std::path::Path;
 pub(super) fn undo(host: &mut Host, step: &Step) -> Result<(), Error> {
     match step {
         Step::Sysctl(name, before) => {
-            if is_needed_by_others(host, name) {
+            if value_before_others(host, name).is_some() {
                 return Ok(());
             }
-            write_sysctl(name, before)
+            if let Some(link) = forwarder().filter(|_| name.contains("forward") && before == "0") {
+                log::warn!("{}: {name} stays 1: {link} needs it, too", host.tun);
+                return Ok(());
+            }
+            match write_sysctl(name, before) {
+                // Its interface is gone.
+                Err(Error::System { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+                    Ok(())
+                }
+                other => other,
+            }
         }
         Step::Table(family, name) => firewall::delete_table(family, name),
         Step::KillSwitch(name) => firewall::delete_table("inet", name),
@@ -24,10 +34,40 @@ pub(super) fn undo(host: &mut Host, step: &Step) -> Result<(), Error> {
         Step::Run(words) => {
             let Some((name, arguments)) = words.split_first() else { return Ok(()) };
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            if !program::is_there(name) || !is_still_there(host, name, &arguments) {
+                return Ok(());
+            }
             program::run(name, &arguments, "").map(drop)
         }
-        Step::ResolvConf => dns::restore(&host.places.resolv_conf),
+        Step::ResolvConf => dns::restore(&host.places.resolv_conf, &host.tun),
     }
+}
+
+/// Whether what a command is to remove is there as yet: the command itself would call its absence an error.
+fn is_still_there(host: &mut Host, name: &str, arguments: &[&str]) -> bool {
+    match name {
+        // Resolved forgets an interface when it goes.
+        "resolvectl" => {
+            let link = host.netlink.link(&host.tun);
+            !link.is_err_and(|error| Netlink::is_absent(&error))
+        }
+        "iptables" | "ip6tables" => {
+            let check: Vec<&str> =
+                arguments.iter().map(|word| if *word == "-D" { "-C" } else { word }).collect();
+            // An exit code of 1: there is none. 4: the lock was not to be had, or no memory.
+            !program::run(name, &check, "").is_err_and(|error| program::has_exited_with(&error, 1))
+        }
+        _ => true,
+    }
+}
+
+/// An interface of a program that has this host forward too, and that switches forwarding on only when it is off:
+/// containers' and virtual machines' bridges.
+fn forwarder() -> Option<String> {
+    const PREFIXES: [&str; 7] = ["docker", "br-", "virbr", "lxcbr", "lxdbr", "cni", "podman"];
+    let names = fs::read_dir("/sys/class/net").ok()?.flatten();
+    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    names.find(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
 fn gone(result: io::Result<()>) -> Result<(), Error> {
@@ -65,8 +105,4 @@ pub(super) fn value_before_others(host: &Host, name: &str) -> Option<String> {
         .filter(|path| *path != own && path.extension().is_some_and(|ending| ending == "journal"))
         .filter_map(|path| fs::read_to_string(path).ok())
         .find_map(|text| text.lines().find_map(|line| Some(line.strip_prefix(&begins)?.to_owned())))
-}
-
-fn is_needed_by_others(host: &Host, name: &str) -> bool {
-    value_before_others(host, name).is_some()
 }

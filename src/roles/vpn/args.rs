@@ -127,10 +127,12 @@ fn check_mtu(m: &Matches, shared: &SharedConfig, has_ipv6: bool) -> Result<(), U
 }
 
 pub(super) fn tun_name(text: &str) -> Result<String, String> {
-    if is_interface_name(text) {
+    // Its table of nftables would have the name of another tunnel's kill switch.
+    if is_interface_name(text) && !text.ends_with("_kill") {
         Ok(text.to_owned())
     } else {
-        Err("an interface's name, 1 to 15 letters, digits, -, _ and dots".to_owned())
+        Err("an interface's name, 1 to 15 letters, digits, -, _ and dots, not with _kill at its end"
+            .to_owned())
     }
 }
 

@@ -10,7 +10,9 @@ use super::device::Device;
 use super::identity::Identity;
 use super::outbox::Outbox;
 use super::sockets::Sockets;
-use super::{ClientConfig, DEVICE, socket_path, tell_plaintext};
+use super::{
+    ClientConfig, DEVICE, HOOK_STACK, MEND_DELAY, listen_to_tables, socket_path, tell_plaintext,
+};
 use crate::error::Error;
 use crate::net::netlink::changes::Changes;
 use crate::net::random;
@@ -30,6 +32,7 @@ use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::queue::{self, Receiver, Sender};
 use crate::runtime::wakes::Wakes;
 use crate::state::access::Prefix;
+use crate::state::token_bucket::LogGate;
 use crate::state::vpn::connection::{Connection, Step};
 use crate::wire::vpn::Request;
 use mio::{Interest, Token};
@@ -43,11 +46,12 @@ use std::time::Instant;
 const CHANGES: Token = Token(FIRST_OWN + control::TOKENS);
 /// Word that the machine has slept.
 const WAKES: Token = Token(CHANGES.0 + 1);
+/// Word of changes of nftables.
+const TABLES: Token = Token(CHANGES.0 + 2);
 /// One lookup is under way at a time; a late answer may wait beside it.
 const ANSWERS_MAX: usize = 2;
 /// Hooks run on a thread of their own: a slow one holds up nothing but the next.
 const HOOKS_MAX: usize = 4;
-const HOOK_STACK: usize = 128 * 1024;
 
 /// What a running client has.
 struct Client {
@@ -69,10 +73,13 @@ struct Client {
     settled: Option<Settled>,
     /// The host's set-up that is in force.
     routed: Option<ClientPlan>,
-    /// Whether the kill switch is in force before anything else is.
-    is_guarded: bool,
     /// When all is undone unless the operator confirms.
     confirm_by: Option<Instant>,
+    /// When to look after routes and rules, and after tables of nftables.
+    mend_routes_at: Option<Instant>,
+    mend_tables_at: Option<Instant>,
+    /// Anybody may say "who are you" in the server's name.
+    log_gate: LogGate,
 }
 
 /// What the main thread receives from others.
@@ -81,6 +88,7 @@ struct Inbox {
     found: Receiver<lookup::Answer>,
     changes: Changes,
     wakes: Wakes,
+    tables: Option<Changes>,
 }
 
 /// Serves until stopped.
@@ -93,11 +101,28 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
     let mut control = Control::listen(&path, &mut frame.events, FIRST_OWN)?;
     let places = Places::new(&shared.runtime_dir);
     let mut host = Host::open(places, &shared.tun, config.kill_switch)?;
-    let result = Client::start(config, &mut frame).and_then(|(client, mut inbox)| {
-        frame.ready(startup)?;
-        client.until_stopped(&mut frame, &mut control, &mut inbox, &mut host)
+    let tun = shared.tun.clone();
+    let mut is_unconfirmed = false;
+    let result = Client::start(config, &mut frame).and_then(|(mut client, mut inbox)| {
+        let result = client
+            .begin(&mut host)
+            .and_then(|()| frame.ready(startup))
+            .and_then(|()| client.serve(&mut frame, &mut control, &mut inbox, &mut host));
+        is_unconfirmed = client.confirm_by.is_some();
+        client.stop();
+        result
     });
-    host.undo();
+    // Whatever it was that failed: nothing shall leave until somebody has said so.
+    if result.is_err() && !is_unconfirmed {
+        if let Err(error) = host.undo_but_kill_switch() {
+            log::error!("{error}");
+        }
+        if host.is_guarded() {
+            log::error!("{tun}: the kill switch stays in force; `udpferry vpn down` removes it");
+        }
+    } else {
+        host.undo();
+    }
     result
 }
 
@@ -109,7 +134,7 @@ impl Client {
         let identity = Identity::open(directory, &shared.tun)?;
         let sockets = Sockets::any(shared)?;
         let device = Device::open(&shared.tun, shared.offload)?;
-        let mut changes = Changes::open()
+        let mut changes = Changes::with_rules()
             .map_err(Error::while_doing(|| "cannot listen to the network's changes"))?;
         frame
             .events
@@ -119,6 +144,7 @@ impl Client {
         let mut wakes = Wakes::open().map_err(Error::while_doing(cannot_listen))?;
         let registered = frame.events.register(&mut wakes, WAKES, Interest::READABLE);
         registered.map_err(Error::while_doing(cannot_listen))?;
+        let tables = listen_to_tables(config.kill_switch, frame, TABLES);
         let counters = Counters::new(&mut frame.registry);
         let wake = frame.wake()?;
         let (plane, reports) = Plane::start("vpn", &wake, &mut frame.registry)?;
@@ -150,28 +176,19 @@ impl Client {
             server_counters: Arc::new(PeerCounters::new(now)),
             settled: None,
             routed: None,
-            is_guarded: false,
             confirm_by: None,
+            mend_routes_at: None,
+            mend_tables_at: None,
+            log_gate: LogGate::new(1, 5),
             config,
         };
-        Ok((client, Inbox { reports, found: answers, changes, wakes }))
+        Ok((client, Inbox { reports, found: answers, changes, wakes, tables }))
     }
 
-    fn until_stopped(
-        mut self,
-        frame: &mut Frame,
-        control: &mut Control,
-        inbox: &mut Inbox,
-        host: &mut Host,
-    ) -> Result<(), Error> {
-        let result = self.begin(host).and_then(|()| self.serve(frame, control, inbox, host));
-        self.stop();
-        result
-    }
-
-    /// Tries the addresses of the last run while the name is looked up.
+    /// The kill switch first; then tries the addresses of the last run while the name is looked up.
     fn begin(&mut self, host: &mut Host) -> Result<(), Error> {
         let known = self.identity.servers(&self.config.server);
+        self.guard(host)?;
         if known.is_empty() || self.lookup.is_none() { Ok(()) } else { self.try_first(known, host) }
     }
 
@@ -184,8 +201,14 @@ impl Client {
     ) -> Result<(), Error> {
         let mut stops = false;
         while !stops {
-            let deadlines = [self.connection.next_deadline(), self.confirm_by];
-            let deadline = deadlines.into_iter().flatten().chain(control.next_deadline()).min();
+            let deadline = [
+                self.connection.next_deadline(),
+                self.confirm_by,
+                self.mend_routes_at,
+                self.mend_tables_at,
+                control.next_deadline(),
+            ];
+            let deadline = deadline.into_iter().flatten().min();
             let numbers = || {
                 let line = self.status_line();
                 (line.clone(), line)
@@ -197,7 +220,14 @@ impl Client {
                 Happening::Ready(WAKE, _) => self.hear(inbox, host, &mut frame.events)?,
                 Happening::Ready(CHANGES, _) => {
                     if inbox.changes.take() {
-                        self.connection.on_network_change(clock::now());
+                        let now = clock::now();
+                        self.connection.on_network_change(now);
+                        self.mend_routes_at.get_or_insert(now + MEND_DELAY);
+                    }
+                }
+                Happening::Ready(TABLES, _) => {
+                    if inbox.tables.as_mut().is_some_and(Changes::take) {
+                        self.mend_tables_at.get_or_insert(clock::now() + MEND_DELAY);
                     }
                 }
                 Happening::Ready(WAKES, _) => {
@@ -231,6 +261,9 @@ impl Client {
     ) -> Result<(), Error> {
         let now = clock::now();
         for answer in inbox.found.drain() {
+            if let Err(error) = host.close_lookups() {
+                log::error!("{error}");
+            }
             match answer {
                 Ok(servers) => self.resolved(now, servers, host)?,
                 Err(error) => {
@@ -268,7 +301,19 @@ impl Client {
         if self.confirm_by.is_some_and(|by| by <= now) {
             let tun = &self.config.shared.tun;
             log::warn!(target: crate::roles::startup::ASKED_FOR, "{tun}: not confirmed, stopping");
+            // This is the end that was asked for.
+            self.confirm_by = None;
             return Ok(true);
+        }
+        if self.mend_routes_at.is_some_and(|at| at <= now) {
+            self.mend_routes_at = None;
+            host.mend_routes();
+        }
+        if self.mend_tables_at.is_some_and(|at| at <= now) {
+            self.mend_tables_at = None;
+            if let Err(error) = host.mend_tables() {
+                log::error!("{}: cannot look after its tables: {error}", self.config.shared.tun);
+            }
         }
         while let Some(step) = self.connection.poll(now, random_number()) {
             match step {
@@ -281,7 +326,7 @@ impl Client {
                 Step::Keepalive { to, tx } => {
                     self.say(to, &Request::Keepalive { tx, client: self.identity.id });
                 }
-                Step::Lost => self.lose(Loss::Silence, "it does not answer"),
+                Step::Lost => self.lose(now, Loss::Silence, "it does not answer"),
             }
         }
         self.outbox.send(&self.sockets, &self.counters);
@@ -293,6 +338,12 @@ impl Client {
             let servers = self.config.server.resolve().unwrap_or_default();
             return self.resolved(now, servers, host);
         };
+        if self.connection.is_searching() {
+            // The tunnel is down, and it may be that the server has moved.
+            if let Err(error) = host.open_lookups() {
+                log::error!("{error}");
+            }
+        }
         let found = self.found.clone();
         let is_asked = lookup.ask(move |answer| {
             // Full, or nobody listens any more: the next one is as good.

@@ -8,7 +8,7 @@ use crate::cli::flags::Matches;
 use crate::cli::table::{Command, Opt};
 use crate::error::Error;
 use crate::roles::control::{Answer, ask};
-use crate::roles::host::{Host, Places, journal_path};
+use crate::roles::host::{Host, Places, dns, journal_path};
 use crate::roles::report::say;
 use crate::runtime::daemon::absolute;
 use std::fs;
@@ -73,14 +73,22 @@ pub fn status(m: &Matches) -> Result<u8, Error> {
     if tunnels.is_empty() {
         return Err(place.nothing());
     }
+    // One that was killed hides none of the others.
+    let mut failure = None;
     for (index, tun) in tunnels.iter().enumerate() {
         if index > 0 && question == "status" {
             say("\n")?;
         }
-        let answer = place.ask(tun, question)?;
-        say(&answer)?;
+        match place.ask(tun, question) {
+            Ok(answer) => say(&answer)?,
+            Err(error) => {
+                if let Some(before) = failure.replace(error) {
+                    log::error!("{before}");
+                }
+            }
+        }
     }
-    Ok(0)
+    failure.map_or(Ok(0), Err)
 }
 
 /// Confirms.
@@ -93,6 +101,11 @@ pub fn confirm(m: &Matches) -> Result<u8, Error> {
 /// Stops, or undoes.
 pub fn down(m: &Matches) -> Result<u8, Error> {
     let place = Place::of(m)?;
+    let places = Places::new(&place.runtime_dir);
+    if place.tun.is_none() && place.tunnels().is_empty() && dns::restore_orphans(&places) {
+        say("put back what a run before a loss of power had left\n")?;
+        return Ok(0);
+    }
     let tun = place.the_one()?;
     let has_kind = |error: &Error, kinds: &[io::ErrorKind]| match error {
         Error::System { cause, .. } => kinds.contains(&cause.kind()),
@@ -109,7 +122,13 @@ pub fn down(m: &Matches) -> Result<u8, Error> {
         }
         Err(error) if is_killed(&error) && journal.exists() => {
             // Opening it undoes what is in it.
-            Host::open(Places::new(&place.runtime_dir), &tun, false)?.undo();
+            Host::open(places, &tun, false)?.undo();
+            if journal.exists() {
+                return Err(Error::System {
+                    doing: format!("cannot undo everything that a run of {tun} has left"),
+                    cause: io::Error::other(format!("{} has the rest", journal.display())),
+                });
+            }
             // Left by the same process.
             let _ = fs::remove_file(socket_path(&place.runtime_dir, &tun));
             say(&format!("{tun}: undone what a run that was killed had left\n"))?;

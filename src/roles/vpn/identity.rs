@@ -8,16 +8,15 @@
 //! server vpn.example.net:5555 192.0.2.1:5555 [2001:db8::1]:5555
 //! ```
 
-use super::lease_file::{client_id, hex};
+use super::lease_file::{self, client_id, hex};
 use crate::error::Error;
 use crate::net::random;
 use crate::roles::destination::Destination;
 use crate::wire::vpn::ClientId;
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const TITLE: &str = "udpferry vpn client 1";
@@ -39,12 +38,13 @@ impl Identity {
     pub(super) fn open(directory: &Path, tun: &str) -> Result<Identity, Error> {
         let path = directory.join(format!("vpn-{tun}.client"));
         let cannot = || format!("cannot use the file {}", path.display());
-        let text = match fs::read_to_string(&path) {
+        let bytes = match fs::read(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::System { doing: cannot(), cause: error });
             }
-            text => text.unwrap_or_default(),
+            bytes => bytes.unwrap_or_default(),
         };
+        let text = String::from_utf8_lossy(&bytes);
         if let Some((id, servers)) = parse(&text) {
             return Ok(Identity { path, id, servers });
         }
@@ -87,11 +87,7 @@ impl Identity {
             }
             text.push('\n');
         }
-        let beside = self.path.with_extension("client-new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(text.as_bytes())?;
-        fs::rename(beside, &self.path)
+        lease_file::write(&self.path, text.as_bytes())
     }
 }
 

@@ -9,9 +9,11 @@
 //! A line for each lease: the client's number in hexadecimal, its IPv4 and its IPv6 address, `-` for
 //! none. The client that has been away for longest stands first.
 
+use crate::error::Error;
 use crate::state::vpn::Addresses;
 use crate::state::vpn::leases::Leases;
 use crate::wire::vpn::ClientId;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -23,6 +25,8 @@ const TITLE: &str = "udpferry vpn leases 1";
 /// A change is on disk after so long at the latest: a crash costs no more than the addresses of those
 /// who came since, and they say which ones they had.
 const DELAY: Duration = Duration::from_secs(1);
+/// A disk that is full now has room in a while.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// Where leases are kept, if they are.
 pub(super) struct LeaseFile {
@@ -38,21 +42,30 @@ impl LeaseFile {
         state_dir: Option<&Path>,
         tun: &str,
         leases: &mut Leases,
-    ) -> io::Result<LeaseFile> {
+    ) -> Result<LeaseFile, Error> {
         let Some(directory) = state_dir else {
             return Ok(LeaseFile { path: None, due: None });
         };
-        fs::create_dir_all(directory)?;
         let path = directory.join(format!("vpn-{tun}.leases"));
-        match fs::read_to_string(&path) {
-            Ok(text) => {
+        let cannot = || format!("cannot use the leases in {} (--state-dir)", path.display());
+        fs::create_dir_all(directory).map_err(Error::while_doing(cannot))?;
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
                 let unread = restore(&text, leases);
                 if unread > 0 {
-                    log::warn!("{}: {unread} lines that say nothing", path.display());
+                    // It is about to be written anew: what a later version wrote, or a slip of an editor, is not lost.
+                    let aside = path.with_extension("leases-unread");
+                    log::warn!(
+                        "{}: {unread} lines that say nothing; the file is kept as {}",
+                        path.display(),
+                        aside.display()
+                    );
+                    write(&aside, &bytes).map_err(Error::while_doing(cannot))?;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(Error::while_doing(cannot)(error)),
         }
         Ok(LeaseFile { path: Some(path), due: None })
     }
@@ -71,24 +84,30 @@ impl LeaseFile {
     pub(super) fn tend(&mut self, now: Instant, leases: &Leases) {
         if self.due.is_some_and(|due| due <= now) {
             self.save(leases);
+            if self.due.is_some() {
+                self.due = Some(now + RETRY);
+            }
         }
     }
 
     /// Writes what has changed.
     pub(super) fn save(&mut self, leases: &Leases) {
-        let (Some(path), Some(_)) = (&self.path, self.due.take()) else { return };
-        if let Err(error) = write(path, &text(leases)) {
+        let (Some(path), Some(due)) = (&self.path, self.due.take()) else { return };
+        if let Err(error) = write(path, text(leases).as_bytes()) {
             log::error!("cannot write {}: {error}", path.display());
+            self.due = Some(due);
         }
     }
 }
 
-/// Whole or not at all.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let beside = path.with_extension("leases-new");
+/// Whole or not at all, and there after a power cut.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = OsString::from(path);
+    beside.push("-new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
     fs::rename(beside, path)
 }
 

@@ -53,7 +53,9 @@ use crate::cli::common::Common;
 use crate::cli::flags::Matches;
 use crate::error::Error;
 use crate::net::netlink::Network;
+use crate::net::netlink::changes::Changes;
 use crate::net::udp::Buffers;
+use crate::roles::frame::Frame;
 use crate::roles::host::server::Nat;
 use crate::runtime::metrics::{FamilyInfo, Registry};
 use crate::state::access::Prefix;
@@ -62,6 +64,8 @@ use crate::state::vpn::subnet::Subnet;
 use crate::wire::vpn::DnsServers;
 use counters::Counters;
 use data_plane::table::DeviceId;
+use mio::{Interest, Token};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -158,12 +162,34 @@ struct ClientConfig {
     kill_switch: bool,
     dns: Vec<Dns>,
     confirm: Option<Duration>,
+    ssh_ports: Vec<u16>,
 }
 
 /// What a datagram of that family has room for, of a packet's bytes, where the path takes packets
 /// of `path_mtu`.
 fn mtu_inside(path_mtu: u16, is_ipv4: bool) -> u16 {
     path_mtu.saturating_sub(if is_ipv4 { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 })
+}
+
+/// From a change of the host's to the look at what it has left of ours: many come together.
+const MEND_DELAY: Duration = Duration::from_secs(1);
+/// Of the thread that runs a hook.
+const HOOK_STACK: usize = 128 * 1024;
+
+/// Word of what others do to our tables of nftables.
+fn listen_to_tables(is_needed: bool, frame: &mut Frame, token: Token) -> Option<Changes> {
+    let listen = || -> io::Result<Changes> {
+        let mut tables = Changes::of_nftables()?;
+        frame.events.register(&mut tables, token, Interest::READABLE)?;
+        Ok(tables)
+    };
+    let listening = is_needed.then(listen)?;
+    if let Err(error) = &listening {
+        log::warn!(
+            "cannot listen to changes of nftables: {error}; what others remove is not put back"
+        );
+    }
+    listening.ok()
 }
 
 /// The control socket of a tunnel.

@@ -7,10 +7,14 @@ use super::device::Device;
 use super::lease_file::LeaseFile;
 use super::sockets::Sockets;
 use super::status::{self, Status};
-use super::{DEVICE, ETHERNET_MTU, ServerConfig, mtu_inside, socket_path, tell_plaintext};
+use super::{
+    DEVICE, ETHERNET_MTU, HOOK_STACK, MEND_DELAY, ServerConfig, listen_to_tables, mtu_inside,
+    socket_path, tell_plaintext,
+};
 use crate::error::Error;
+use crate::net::netlink::changes::Changes;
 use crate::net::netlink::{Netlink, Network};
-use crate::roles::control::{Answer, Control};
+use crate::roles::control::{self, Answer, Control};
 use crate::roles::data_plane::counters::PeerCounters;
 use crate::roles::data_plane::orders::{Order, REPORTS_PER_TURN, Report};
 use crate::roles::data_plane::{self, Plane};
@@ -19,17 +23,21 @@ use crate::roles::host::server::ServerPlan;
 use crate::roles::host::{Host, Places, hooks};
 use crate::roles::startup::Startup;
 use crate::runtime::clock;
+use crate::runtime::errands::Errands;
 use crate::runtime::event_loop::{EventLoop, Readiness};
 use crate::runtime::queue::Receiver;
 use crate::state::access::Prefix;
 use crate::state::contact::Contact;
 use crate::state::vpn::leases::{LEASES_MAX, Leases};
 use desk::Desk;
+use mio::Token;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Word of changes of nftables; the control socket's tokens stand before it.
+const TABLES: Token = Token(FIRST_OWN + control::TOKENS);
 /// An address that only the default route leads to, of each family (RFC 5737, RFC 3849).
 const FAR_AWAY: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
@@ -42,6 +50,14 @@ struct Server {
     plane: Plane,
     desk: Desk,
     leases: LeaseFile,
+    /// When to look after the table of nftables.
+    mend_tables_at: Option<Instant>,
+}
+
+/// What the main thread receives from others.
+struct Inbox {
+    reports: Receiver<Report>,
+    tables: Option<Changes>,
 }
 
 /// Serves until stopped.
@@ -53,9 +69,9 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
     let path = socket_path(&shared.runtime_dir, &shared.tun);
     let mut control = Control::listen(&path, &mut frame.events, FIRST_OWN)?;
     let mut host = Host::open(Places::new(&shared.runtime_dir), &shared.tun, false)?;
-    let result = Server::start(config, &mut frame, &mut host).and_then(|(server, reports)| {
+    let result = Server::start(config, &mut frame, &mut host).and_then(|(server, mut inbox)| {
         frame.ready(startup)?;
-        server.until_stopped(&mut frame, &mut control, &reports)
+        server.until_stopped(&mut frame, &mut control, &mut inbox, &mut host)
     });
     host.undo();
     result
@@ -66,7 +82,7 @@ impl Server {
         config: ServerConfig,
         frame: &mut Frame,
         host: &mut Host,
-    ) -> Result<(Server, Receiver<Report>), Error> {
+    ) -> Result<(Server, Inbox), Error> {
         let now = clock::now();
         let shared = &config.shared;
         let sockets = Sockets::listen(shared, &config.listen, config.listen_given)?;
@@ -76,14 +92,20 @@ impl Server {
         let mtu = shared.mtu.unwrap_or_else(|| mtu_inside(path_mtu, has_ipv4));
         device.set(&addresses(&config), mtu)?;
         let mut leases = Leases::new(config.subnets.iter().copied(), LEASES_MAX);
-        let cannot = || "cannot use the leases in --state-dir";
-        let lease_file = LeaseFile::open(shared.state_dir.as_deref(), &shared.tun, &mut leases)
-            .map_err(Error::while_doing(cannot))?;
+        let lease_file = LeaseFile::open(shared.state_dir.as_deref(), &shared.tun, &mut leases)?;
         let counters = Counters::new(&mut frame.registry);
         let desk = Desk::new(&config, path_mtu, leases, counters, now)?;
         let (plane, reports) = Plane::start("vpn", &frame.wake()?, &mut frame.registry)?;
-        let server =
-            Server { config, started: now, device, sockets, plane, desk, leases: lease_file };
+        let server = Server {
+            config,
+            started: now,
+            device,
+            sockets,
+            plane,
+            desk,
+            leases: lease_file,
+            mend_tables_at: None,
+        };
         server.plane.order(&Order::Table(Arc::new(server.desk.table())));
         for order in server.sockets.orders() {
             server.plane.order(&order);
@@ -94,21 +116,22 @@ impl Server {
             nat: server.config.nat.clone(),
         })?;
         log::info!("{}: up with {}", server.config.shared.tun, words(server.device.addresses()));
-        if let Some(command) = &server.config.shared.hooks.up {
-            hooks::run_and_log(command, &server.facts(), hooks::UP_LIMIT);
-        }
-        Ok((server, reports))
+        server.run_up_hook()?;
+        let tables = listen_to_tables(server.config.nat.is_some(), frame, TABLES);
+        Ok((server, Inbox { reports, tables }))
     }
 
     fn until_stopped(
         mut self,
         frame: &mut Frame,
         control: &mut Control,
-        reports: &Receiver<Report>,
+        inbox: &mut Inbox,
+        host: &mut Host,
     ) -> Result<(), Error> {
         let mut stops = false;
         let result = loop {
-            let deadline = self.next_deadline().into_iter().chain(control.next_deadline()).min();
+            let deadlines = [self.next_deadline(), self.mend_tables_at, control.next_deadline()];
+            let deadline = deadlines.into_iter().flatten().min();
             let numbers = || {
                 let line = self.desk.status_line();
                 (line.clone(), line)
@@ -118,8 +141,13 @@ impl Server {
                 // There are no files but the log.
                 Ok(Happening::Reload) => {}
                 Ok(Happening::Ready(WAKE, _)) => {
-                    if let Err(error) = self.hear(reports, &mut frame.events) {
+                    if let Err(error) = self.hear(&inbox.reports, &mut frame.events) {
                         break Err(error);
+                    }
+                }
+                Ok(Happening::Ready(TABLES, _)) => {
+                    if inbox.tables.as_mut().is_some_and(Changes::take) {
+                        self.mend_tables_at.get_or_insert(clock::now() + MEND_DELAY);
                     }
                 }
                 Ok(Happening::Ready(token, readiness)) => {
@@ -138,7 +166,7 @@ impl Server {
                 }
                 Ok(Happening::RoundOver(now)) => {
                     control.expire(now, &mut frame.events);
-                    self.tend(now);
+                    self.tend(now, host);
                 }
                 Err(error) => break Err(error),
             }
@@ -155,6 +183,7 @@ impl Server {
     fn hear(&mut self, reports: &Receiver<Report>, events: &mut EventLoop) -> Result<(), Error> {
         let now = clock::now();
         let mut heard = 0;
+        let mut first_packets = Vec::new();
         for report in reports.drain().take(REPORTS_PER_TURN) {
             heard += 1;
             match report {
@@ -165,8 +194,7 @@ impl Server {
                 Report::Stranger { socket, source, destination, inner_source, packet } => {
                     let from = contact(socket.0, source, destination);
                     if let Some(peer) = self.desk.meet_stranger(now, from, inner_source) {
-                        self.publish(now);
-                        self.deliver(&packet, &peer);
+                        first_packets.push((packet, peer));
                     }
                 }
                 Report::DeviceGone { error, .. } => {
@@ -187,6 +215,9 @@ impl Server {
             events.again(WAKE, Readiness::READABLE);
         }
         self.publish(now);
+        for (packet, peer) in first_packets {
+            self.deliver(&packet, &peer);
+        }
         Ok(())
     }
 
@@ -211,7 +242,13 @@ impl Server {
         self.desk.next_deadline().into_iter().chain(self.leases.next_deadline()).min()
     }
 
-    fn tend(&mut self, now: Instant) {
+    fn tend(&mut self, now: Instant, host: &mut Host) {
+        if self.mend_tables_at.is_some_and(|at| at <= now) {
+            self.mend_tables_at = None;
+            if let Err(error) = host.mend_tables() {
+                log::error!("{}: cannot look after its tables: {error}", self.config.shared.tun);
+            }
+        }
         self.desk.tend(now);
         self.publish(now);
         self.leases.tend(now, self.desk.leases());
@@ -226,6 +263,17 @@ impl Server {
         self.desk.send(&self.sockets);
         self.plane.stop();
         self.leases.save(self.desk.leases());
+    }
+
+    /// On a thread of its own: clients and signals do not wait for it.
+    fn run_up_hook(&self) -> Result<(), Error> {
+        let Some(command) = self.config.shared.hooks.up.clone() else { return Ok(()) };
+        let facts = self.facts();
+        let hooks = Errands::start("vpn:hooks", 1, HOOK_STACK)
+            .map_err(Error::while_doing(|| "cannot start a thread"))?;
+        // There is room for one.
+        let _ = hooks.send(move || hooks::run_and_log(&command, &facts, hooks::UP_LIMIT));
+        Ok(())
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {

@@ -8,6 +8,7 @@
 use super::leases::{Leases, NoLease};
 use super::{Addresses, Wishes, family};
 use crate::state::contact::Contact;
+use crate::state::token_bucket::TokenBucket;
 use crate::wire::vpn::{ClientId, Refusal};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -17,13 +18,17 @@ use std::time::{Duration, Instant};
 /// keepalive tells whether it is still there; a person who changes networks waits as long.
 pub const BARE_SILENCE: Duration = Duration::from_secs(15);
 
+/// A client in a hurry says something once in a quarter of a second.
+const MESSAGES_PER_SECOND: u32 = 20;
+
 /// A client's number: no other one of this run has it.
 pub type Number = u64;
 
 /// What bounds the clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Clients at once; further ones are refused.
+    /// Clients at once; further ones are refused. Bare ones, which anybody can be who forges a source address,
+    /// are half of them at most.
     pub clients_max: usize,
     /// A client that nothing has come from for so long is gone.
     pub idle_timeout: Duration,
@@ -42,6 +47,8 @@ pub struct Client {
     pub since: Instant,
     /// When it was last heard of, as far as we were told.
     last_heard: Instant,
+    /// What it says, being who it is, at the endpoint that it has shown.
+    messages: TokenBucket,
 }
 
 /// A client that has come, or come again.
@@ -91,6 +98,8 @@ pub struct Clients {
     by_id: HashMap<ClientId, Number>,
     by_address: HashMap<IpAddr, Number>,
     next_number: Number,
+    /// Those present that are bare.
+    bare: usize,
     /// No client expires before.
     next_expiry: Option<Instant>,
 }
@@ -106,6 +115,7 @@ impl Clients {
             by_id: HashMap::new(),
             by_address: HashMap::new(),
             next_number: 0,
+            bare: 0,
             next_expiry: None,
         }
     }
@@ -175,7 +185,9 @@ impl Clients {
             if client.id.is_some() || addresses.0[family(inner)].is_some() {
                 return Err(NotBound::HasAnother);
             }
-        } else if self.present.len() >= self.limits.clients_max {
+        } else if self.present.len() >= self.limits.clients_max
+            || self.bare >= self.limits.clients_max.div_ceil(2)
+        {
             return Err(NotBound::Full);
         }
         self.leases.take_bare(inner).map_err(|reason| match reason {
@@ -187,6 +199,13 @@ impl Clients {
         let change = self.renew(number, now, contact, addresses);
         let change = if here.is_none() { Change::New } else { change };
         Ok(Entered { number, addresses, change })
+    }
+
+    /// Whether a message comes from a client that is there, which knows its number: its messages are counted for
+    /// themselves, so that nobody who forges its address can use up what it may say.
+    pub fn admits(&mut self, now: Instant, endpoint: SocketAddr, id: ClientId) -> bool {
+        let client = self.at(endpoint, id).and_then(|number| self.present.get_mut(&number));
+        client.is_some_and(|client| client.messages.take(now))
     }
 
     /// A keepalive. Returns whose, unless no client of that number is at the endpoint.
@@ -271,8 +290,10 @@ impl Clients {
     fn add(&mut self, now: Instant, id: Option<ClientId>, contact: Contact) -> Number {
         let number = self.next_number;
         self.next_number += 1;
+        self.bare += usize::from(id.is_none());
         let addresses = Addresses::default();
-        let client = Client { id, contact, addresses, since: now, last_heard: now };
+        let messages = TokenBucket::new(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND);
+        let client = Client { id, contact, addresses, since: now, last_heard: now, messages };
         self.present.insert(number, client);
         if let Some(id) = id {
             self.by_id.insert(id, number);
@@ -319,12 +340,12 @@ impl Clients {
         for address in client.addresses.iter() {
             self.by_address.remove(&address);
         }
-        match client.id {
-            Some(id) => {
-                self.by_id.remove(&id);
-                self.leases.release(id);
-            }
-            None => client.addresses.iter().for_each(|address| self.leases.release_bare(address)),
+        if let Some(id) = client.id {
+            self.by_id.remove(&id);
+            self.leases.release(id);
+        } else {
+            self.bare -= 1;
+            client.addresses.iter().for_each(|address| self.leases.release_bare(address));
         }
         Some(client)
     }

@@ -255,20 +255,29 @@ impl Connection {
         is_news
     }
 
-    /// An address or a route of this host has changed, or it has woken up.
+    /// An address or a route of this host has changed, or it has woken up. What has been sent in vain counts all
+    /// the same: on some hosts routes change all the time.
     pub fn on_network_change(&mut self, now: Instant) {
         let at = self.not_too_soon(now);
+        self.pause.succeeded();
         match &mut self.phase {
             Phase::Searching { until } => *until = at.min(*until),
-            Phase::Asking { hellos, next, .. } => {
+            Phase::Asking { next, .. } => {
                 self.retry.succeeded();
-                (*hellos, *next) = (0, at.min(*next));
+                *next = at.min(*next);
             }
             Phase::Up { unanswered, retry, next, .. } => {
-                (*unanswered, *retry) = (0, HURRIED_RETRY);
+                *retry = HURRIED_RETRY;
+                let waits = self.last_sent.filter(|_| *unanswered > 0);
+                let at = waits.map_or(at, |last| at.max(last + HURRIED_RETRY));
                 *next = at.min(*next);
             }
         }
+    }
+
+    /// The server has a place for us, but what it says cannot be made use of here. `chance` is random.
+    pub fn on_unusable(&mut self, now: Instant, chance: u16) {
+        self.search(now, chance);
     }
 
     /// The address that is talked to, if any.
@@ -279,6 +288,11 @@ impl Connection {
     /// All addresses that may be talked to.
     pub fn servers(&self) -> &[SocketAddr] {
         &self.servers
+    }
+
+    /// Whether no address is known, or none of them has answered.
+    pub fn is_searching(&self) -> bool {
+        matches!(self.phase, Phase::Searching { .. })
     }
 
     /// Whether the server has a place for us, as far as we know.

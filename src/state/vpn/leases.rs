@@ -103,16 +103,16 @@ impl Leases {
         }
     }
 
-    /// Somebody without a lease uses this address for as long as he is there.
+    /// Somebody without a lease uses this address for as long as he is there. He has shown nothing: an address that
+    /// waits for a client which is away is not free for him.
     pub fn take_bare(&mut self, address: IpAddr) -> Result<(), NoLease> {
         let family = self.families[family(address)].as_ref();
         if !family.is_some_and(|family| family.subnet.takes(address)) {
             return Err(NoLease::Outside);
         }
-        if !self.is_free(address, None) {
+        if self.held.contains_key(&address) {
             return Err(NoLease::Taken);
         }
-        self.strip(address);
         self.held.insert(address, Holder::Bare);
         Ok(())
     }

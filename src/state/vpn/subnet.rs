@@ -2,6 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// The shortest prefix of a tunnel's network. A shorter one would take a good part of the Internet from a client that
+/// has asked for no more than an address.
+pub fn prefix_min(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 8 } else { 16 }
+}
+
 /// The server's address, the network around it, and the pool in that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subnet {

@@ -7,7 +7,7 @@ use super::{
 use crate::cli::common::COMMON;
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::table::{Command, Opt, Positional, Takes};
-use crate::cli::values::{cidr, duration};
+use crate::cli::values::{cidr, duration, number};
 use crate::net::netlink::Network;
 use crate::roles::destination::Destination;
 use crate::roles::vpn::{ClientConfig, DEFAULT_PORT, Dns, Fixed};
@@ -17,6 +17,9 @@ use std::time::Duration;
 
 /// Networks of --route and of --exclude, at most: each is a route or a rule.
 const NETWORKS_MAX: usize = 64;
+
+/// sshd listens on one or two.
+const SSH_PORTS_MAX: usize = 8;
 
 /// The client's command line.
 pub const CLIENT_COMMAND: Command = Command {
@@ -98,8 +101,9 @@ const ROUTES: &[Opt] = &[
     },
     Opt::switch(
         &["--kill-switch"],
-        "Let nothing leave beside the tunnel as soon as the server's address is known, also when this \
-         client is killed, until its end or `udpferry vpn down`.",
+        "Let nothing leave beside the tunnel from the start on, also when this client is killed or \
+         fails, until it is stopped or `udpferry vpn down`. Only the question for SERVER's address may, \
+         while the tunnel is down.",
     ),
     Opt {
         names: &["--dns"],
@@ -114,8 +118,17 @@ const ROUTES: &[Opt] = &[
         "TIME",
         None,
         "Stop, and undo everything, unless `udpferry vpn confirm` comes within this time, 1 s to 1 h, \
-         after the tunnel is up: for hosts that are reached over what is changed.",
+         after the first change to this host: for hosts that are reached over what is changed.",
     ),
+    Opt {
+        names: &["--ssh-port"],
+        takes: Takes::One("PORT"),
+        times_max: SSH_PORTS_MAX,
+        default: None,
+        help: "Whoever has an ssh session with this host stays outside the tunnel. sshd's port is 22, \
+               what /etc/ssh/sshd_config says if this client may read it, and what this option says, \
+               up to 8 times.",
+    },
 ];
 
 /// Checks the client's options and puts them together.
@@ -140,6 +153,7 @@ pub(in crate::roles::vpn) fn client_config(m: &Matches) -> Result<ClientConfig, 
         kill_switch,
         dns: m.many("--dns", dns)?,
         confirm: m.one("--confirm", confirm)?,
+        ssh_ports: m.many("--ssh-port", number(1, 65_535))?.into_iter().filter_map(port).collect(),
         shared,
     })
 }
@@ -164,6 +178,10 @@ fn dns(text: &str) -> Result<Dns, String> {
     }
     let parsed: Result<IpAddr, String> = address(text);
     parsed.map(Dns::Server).map_err(|allowed| format!("server, or {allowed}"))
+}
+
+fn port(number: u64) -> Option<u16> {
+    u16::try_from(number).ok()
 }
 
 fn confirm(text: &str) -> Result<Duration, String> {

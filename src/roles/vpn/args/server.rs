@@ -13,7 +13,7 @@ use crate::roles::vpn::ServerConfig;
 use crate::state::access::Prefix;
 use crate::state::vpn::clients::Limits;
 use crate::state::vpn::leases::LEASES_MAX;
-use crate::state::vpn::subnet::Subnet;
+use crate::state::vpn::subnet::{Subnet, prefix_min};
 use crate::wire::vpn::{DNS_MAX, DnsServers};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -155,6 +155,11 @@ pub(in crate::roles::vpn) fn server_config(m: &Matches) -> Result<ServerConfig, 
     check_mtu(m, &shared, addresses.iter().any(|network| network.address.is_ipv6()))?;
     let mut subnets = Vec::new();
     for network in addresses {
+        if network.length < prefix_min(network.address) {
+            return Err(
+                m.wrong("--address", "a network of /8 or longer, for IPv6 of /16 or longer")
+            );
+        }
         let subnet = Subnet::new(network.address, network.length).ok_or_else(|| {
             m.wrong("--address", "a host's address in a network with room for clients")
         })?;

@@ -41,7 +41,7 @@ impl Client {
                 let is_welcome = self.connection.on_welcome(now, tx, keepalive);
                 if is_welcome {
                     self.heard(now);
-                    self.settle(now, Settled { ipv4, ipv6, mtu, dns, server: source }, host)?;
+                    self.welcome(now, Settled { ipv4, ipv6, mtu, dns, server: source }, host)?;
                 }
                 is_welcome
             }
@@ -52,7 +52,7 @@ impl Client {
             Answer::WhoAreYou => {
                 let is_news = self.connection.on_who_are_you(now);
                 if is_news {
-                    self.lose(Loss::Unknown, "it does not know us, or not at this endpoint");
+                    self.lose(now, Loss::Unknown, "it does not know us, or not at this endpoint");
                 }
                 is_news
             }
@@ -60,7 +60,7 @@ impl Client {
                 let is_news =
                     client == self.identity.id && self.connection.on_goodbye(now, chance());
                 if is_news {
-                    self.lose(Loss::Goodbye, "it said goodbye");
+                    self.lose(now, Loss::Goodbye, "it said goodbye");
                 }
                 is_news
             }
@@ -91,10 +91,12 @@ impl Client {
         self.server_counters.heard(now);
     }
 
-    pub(super) fn lose(&self, how: Loss, words: &str) {
+    pub(super) fn lose(&mut self, now: Instant, how: Loss, words: &str) {
         self.counters.lost(how);
         self.counters.connected.set(0);
-        log::info!("asking {} again: {words}", self.config.server);
+        if let Some(more) = self.log_gate.pass(now) {
+            log::info!("asking {} again: {words}{}", self.config.server, suppressed(more));
+        }
     }
 
     pub(super) fn say(&mut self, to: SocketAddr, request: &Request) {
@@ -110,6 +112,11 @@ impl Client {
         let had_ipv6 = settled.and_then(|settled| settled.ipv6).map(|ipv6| ipv6.address);
         (wish(self.config.fixed.ipv4, had_ipv4), wish(self.config.fixed.ipv6, had_ipv6))
     }
+}
+
+/// What a line says of those that were not written.
+pub(super) fn suppressed(more: u64) -> String {
+    if more == 0 { String::new() } else { format!(" ({more} more lines)") }
 }
 
 fn wish<A>(fixed: Option<(A, u8)>, had: Option<A>) -> Wish<A> {

@@ -1,12 +1,14 @@
 //! What a welcome comes to: the device's addresses, the table, the host's routes.
 
-use super::{Client, random_number};
+use super::conversation::suppressed;
+use super::{Client, chance};
 use crate::error::Error;
 use crate::net::netlink::{Netlink, Network};
 use crate::roles::host::Host;
 use crate::roles::host::client::ClientPlan;
 use crate::roles::host::hooks;
 use crate::roles::vpn::{Dns, mtu_inside};
+use crate::state::vpn::subnet::prefix_min;
 use crate::wire::vpn::{Assignment, DnsServers};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -34,6 +36,28 @@ impl Settled {
         let ipv4 = self.ipv4.map(|ipv4| ipv4.server.into());
         ipv4.into_iter().chain(self.ipv6.map(|ipv6| ipv6.server.into()))
     }
+
+    /// Why no host should take these, if so: a mistake, or somebody on the way who wants more of the traffic than was
+    /// asked for.
+    fn unusable(&self) -> Option<String> {
+        let ipv4 =
+            self.ipv4.map(|it| (IpAddr::from(it.address), it.prefix, IpAddr::from(it.server)));
+        let ipv6 =
+            self.ipv6.map(|it| (IpAddr::from(it.address), it.prefix, IpAddr::from(it.server)));
+        for (address, length, server) in ipv4.into_iter().chain(ipv6) {
+            let network = Network { address, length };
+            if !(is_hosts(address) && is_hosts(server)) {
+                return Some(format!("{network} with the server {server} are no hosts' addresses"));
+            }
+            if length < prefix_min(address) {
+                return Some(format!("the network of {network} is too large"));
+            }
+            if network.holds(self.server.ip()) {
+                return Some(format!("{network} holds {}, its own endpoint", self.server.ip()));
+            }
+        }
+        (self.mtu < MTU_MIN_IPV4).then(|| format!("an MTU of {}", self.mtu))
+    }
 }
 
 impl Client {
@@ -60,7 +84,7 @@ impl Client {
         let usable: Vec<SocketAddr> = servers.into_iter().filter(is_usable).collect();
         if usable.is_empty() {
             log::warn!("{} has no address that can be reached from here", self.config.server);
-            self.connection.unresolved(now, (random_number() >> 48) as u16);
+            self.connection.unresolved(now, chance());
             return Ok(());
         }
         if self.lookup.is_some() {
@@ -73,29 +97,61 @@ impl Client {
     /// What is outside the tunnel, and whom the data plane listens to, follows the server's
     /// addresses, before the first message goes there.
     fn follow_servers(&mut self, host: &mut Host) -> Result<(), Error> {
-        let servers = self.connection.servers();
-        if self.config.kill_switch && !self.is_guarded {
-            host.route(&ClientPlan {
-                servers: servers.to_vec(),
-                excludes: self.config.excludes.clone(),
-                kill_switch: true,
-                ..ClientPlan::default()
-            })?;
-            self.is_guarded = true;
-        } else {
-            host.move_servers(servers)?;
-        }
+        host.move_servers(self.connection.servers())?;
         self.publish();
         Ok(())
     }
 
-    /// The server has a place for us.
-    pub(super) fn settle(
+    /// The kill switch, alone, if it is asked for.
+    pub(super) fn guard(&mut self, host: &mut Host) -> Result<(), Error> {
+        if !self.config.kill_switch {
+            return Ok(());
+        }
+        self.ask_to_confirm(self.started);
+        host.route(&ClientPlan {
+            servers: self.connection.servers().to_vec(),
+            excludes: self.config.excludes.clone(),
+            kill_switch: true,
+            ssh_ports: self.config.ssh_ports.clone(),
+            ..ClientPlan::default()
+        })
+    }
+
+    /// The host is about to change: from the first time on the operator has to confirm it.
+    fn ask_to_confirm(&mut self, now: Instant) {
+        if let Some(time) = self.config.confirm.take() {
+            self.confirm_by = Some(now + time);
+        }
+    }
+
+    /// Takes a welcome. One that comes to an error is a welcome to nothing: a tunnel that has been up before goes on looking
+    /// for its server, and its host is as it was without a tunnel.
+    pub(super) fn welcome(
         &mut self,
         now: Instant,
         new: Settled,
         host: &mut Host,
     ) -> Result<(), Error> {
+        let is_first = self.settled.is_none();
+        match self.settle(now, new, host) {
+            Err(error) if !is_first => {
+                log::error!("{}: {error}; looking for another welcome", self.config.shared.tun);
+                self.connection.on_unusable(now, chance());
+                self.counters.connected.set(0);
+                self.routed = None;
+                host.undo_but_kill_switch()?;
+                self.guard(host)
+            }
+            result => result,
+        }
+    }
+
+    /// The server has a place for us.
+    fn settle(&mut self, now: Instant, new: Settled, host: &mut Host) -> Result<(), Error> {
+        if let Some(why) = new.unusable() {
+            let doing = format!("cannot use what {} gives", self.config.server);
+            return Err(Error::System { doing, cause: io::Error::other(why) });
+        }
         self.counters.connections.increment();
         self.counters.connected.set(1);
         let before = self.settled.replace(new);
@@ -106,15 +162,19 @@ impl Client {
         if self.config.dns.contains(&Dns::Pushed) && new.dns.iter().next().is_none() {
             log::warn!("--dns server: {} tells no DNS server", self.config.server);
         }
-        if before.is_none() {
-            self.confirm_by = self.config.confirm.map(|time| now + time);
-        }
+        self.ask_to_confirm(now);
         self.route(&new, host)?;
         let addresses: Vec<String> =
             self.device.addresses().iter().map(ToString::to_string).collect();
         let (tun, server) = (&self.config.shared.tun, &self.config.server);
         let addresses = addresses.join(" ");
-        log::info!("{tun}: connected to {server} at {}, with {addresses}", new.server);
+        if let Some(more) = self.log_gate.pass(now) {
+            log::info!(
+                "{tun}: connected to {server} at {}, with {addresses}{}",
+                new.server,
+                suppressed(more)
+            );
+        }
         if is_changed {
             self.run_up_hook();
         }
@@ -187,6 +247,7 @@ impl Client {
             default_route: config.default_route,
             excludes: config.excludes.clone(),
             kill_switch: config.kill_switch,
+            ssh_ports: config.ssh_ports.clone(),
             dns: dns.collect(),
             has_ipv6: self.device.addresses().iter().any(|it| it.address.is_ipv6()),
         }
@@ -231,6 +292,11 @@ impl Client {
     }
 }
 
+fn is_hosts(address: IpAddr) -> bool {
+    let is_broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast)
+}
+
 /// The MTU of the way to the server, as far as this host knows it.
 fn path_mtu(server: IpAddr) -> Option<u16> {
     let find = || -> io::Result<u32> {
@@ -241,4 +307,33 @@ fn path_mtu(server: IpAddr) -> Option<u16> {
     };
     // A loopback device takes more than 16 bits can say.
     find().ok().map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_welcome_takes_no_more_than_a_tunnels_network() {
+        let given = |address: [u8; 4], prefix, server: [u8; 4], mtu| Settled {
+            ipv4: Some(Assignment { address: address.into(), prefix, server: server.into() }),
+            ipv6: None,
+            mtu,
+            dns: DnsServers::default(),
+            server: "198.51.100.1:5555".parse().unwrap(),
+        };
+        let own = [10, 0, 0, 2];
+        assert_eq!(given([10, 0, 0, 5], 24, own, 1472).unusable(), None);
+        for (given, why) in [
+            (given([10, 0, 0, 5], 1, own, 1472), "too large"),
+            (given([10, 0, 0, 5], 7, own, 1472), "too large"),
+            (given([198, 51, 100, 9], 24, own, 1472), "its own endpoint"),
+            (given([127, 0, 0, 1], 8, own, 1472), "no hosts'"),
+            (given([10, 0, 0, 5], 24, [224, 0, 0, 1], 1472), "no hosts'"),
+            (given([10, 0, 0, 5], 24, own, 67), "an MTU of 67"),
+        ] {
+            let said = given.unusable().unwrap();
+            assert!(said.contains(why), "{said}");
+        }
+    }
 }

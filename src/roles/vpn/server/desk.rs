@@ -45,6 +45,8 @@ pub(super) struct Desk {
     has_changed: bool,
     cookies: Cookies,
     messages: SourceRate,
+    /// Hellos that show a cookie, which nobody who forges the address has.
+    proved: SourceRate,
     questions: SourceRate,
     settings: Settings,
     client_log: LogGate,
@@ -79,6 +81,7 @@ impl Desk {
             has_changed: false,
             cookies: Cookies::new(now)?,
             messages: SourceRate::new(MESSAGES_PER_SECOND, SOURCES_MAX),
+            proved: SourceRate::new(MESSAGES_PER_SECOND, SOURCES_MAX),
             questions: SourceRate::new(QUESTIONS_PER_SECOND, SOURCES_MAX),
             settings: Settings {
                 subnets: config.subnets.clone(),
@@ -101,10 +104,11 @@ impl Desk {
         if from.endpoint.port() == 0 {
             return self.refuse(now, from, DropReason::Malformed);
         }
-        if !self.messages.admit(now, from.endpoint.ip(), 1) {
+        let request = parse_request(bytes);
+        if !self.admits(now, from, request.as_ref()) {
             return self.refuse(now, from, DropReason::SourceRate);
         }
-        match parse_request(bytes) {
+        match request {
             Some(Request::Hello { tx, cookie, client, ipv4, ipv6 }) => {
                 self.counters.said(Said::Hello);
                 self.greet(now, from, tx, cookie, (client, Wishes::new(ipv4, ipv6)));
@@ -140,6 +144,25 @@ impl Desk {
         }
     }
 
+    /// Whether there is time for a message. Anybody can write another's address on what he sends: what shows
+    /// that it does come from there has rates of its own.
+    fn admits(&mut self, now: Instant, from: Contact, request: Option<&Request>) -> bool {
+        let ip = from.endpoint.ip();
+        match request {
+            Some(Request::Keepalive { client, .. } | Request::Goodbye { client })
+                if self.clients.admits(now, from.endpoint, *client) =>
+            {
+                true
+            }
+            Some(Request::Hello { cookie, .. })
+                if self.cookies.counts(now, from.endpoint, 0, cookie.0) =>
+            {
+                self.proved.admit(now, ip, 1)
+            }
+            _ => self.messages.admit(now, ip, 1),
+        }
+    }
+
     /// A packet has come from an endpoint that nobody has, or with somebody else's inner source; the
     /// data plane has dropped it.
     /// Returns the counters of who may have his packet delivered.
@@ -156,6 +179,11 @@ impl Desk {
         }
         if !self.settings.allows_bare {
             self.ask_who(now, from);
+            return None;
+        }
+        // Each that binds is a new table for the data plane.
+        if !self.messages.admit(now, from.endpoint.ip(), 1) {
+            self.refuse(now, from, DropReason::SourceRate);
             return None;
         }
         let peers = &self.peers;

@@ -293,3 +293,31 @@ fn the_tables_agree_whatever_happens() {
         }
     }
 }
+
+#[test]
+fn what_a_client_says_is_counted_for_itself() {
+    let now = start();
+    let mut clients = clients(10);
+    let here = from("192.0.2.1:5000");
+    clients.enter(now, id(1), here, Wishes::default()).unwrap();
+    let other: SocketAddr = "192.0.2.1:5001".parse().unwrap();
+    assert!(!clients.admits(now, other, id(1)) && !clients.admits(now, here.endpoint, id(2)));
+    let admitted = (0..100).filter(|_| clients.admits(now, here.endpoint, id(1))).count();
+    assert_eq!(admitted, 20);
+    assert!(clients.admits(now + seconds(1), here.endpoint, id(1)));
+}
+
+#[test]
+fn bare_clients_are_half_at_most() {
+    let now = start();
+    let mut clients = clients(5);
+    for number in 3..6 {
+        let here = from(&format!("192.0.2.1:{number}"));
+        clients.bind(now, here, ip(&format!("10.0.0.{number}")), nobody).unwrap();
+    }
+    let fourth = clients.bind(now, from("192.0.2.1:9"), ip("10.0.0.9"), nobody);
+    assert_eq!(fourth, Err(NotBound::Full));
+    clients.enter(now, id(1), from("192.0.2.1:10"), Wishes::default()).unwrap();
+    assert_eq!(clients.expire(now + IDLE, nobody).len(), 4);
+    assert!(clients.bind(now, from("192.0.2.1:9"), ip("10.0.0.9"), nobody).is_ok());
+}

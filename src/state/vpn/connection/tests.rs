@@ -222,15 +222,21 @@ fn a_change_of_the_network_is_looked_into_at_once() {
 fn a_network_that_changes_all_the_time_does_not_make_it_noisy() {
     let start = start();
     let mut connection = up(start);
-    let mut sent = 0;
+    let mut steps = Vec::new();
     for at in 0..1000 {
         let now = start + ms(at * 10);
         connection.on_network_change(now);
-        while connection.poll(now, 9).is_some() {
-            sent += 1;
+        while let Some(step) = connection.poll(now, 9) {
+            steps.push((at, step));
         }
     }
+    let is_message = |step: &Step| matches!(step, Step::Hello { .. } | Step::Keepalive { .. });
+    let sent = steps.iter().filter(|(_, step)| is_message(step)).count();
     assert!((20..=41).contains(&sent), "{sent} in ten seconds");
+    let lost = steps.iter().position(|(_, step)| *step == Step::Lost).unwrap();
+    assert!((300..=325).contains(&steps[lost].0), "lost after {} times 10 ms", steps[lost].0);
+    let resolves = steps.iter().filter(|(_, step)| *step == Step::Resolve).count();
+    assert!(resolves > 0, "the name is looked up again");
 }
 
 #[test]

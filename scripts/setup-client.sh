@@ -45,7 +45,8 @@ run() {
 [ "$action" = show ] || [ "$(id -u)" = 0 ] || fail "needs root (or --dry-run)"
 
 if [ "$action" = undo ]; then
-	run ip route del "$server/32"
+	# One that is gone already holds nothing up.
+	run ip route del "$server/32" || :
 	# The kernel takes the others when the tunnel goes.
 	for half in 0.0.0.0/1 128.0.0.0/1; do run ip route del "$half" dev "$tun" || :; done
 	exit 0
@@ -54,5 +55,12 @@ way=$(ip route get "$server" 2>/dev/null | sed -n 's/^[^ ]* \(via [^ ]* \)\{0,1\
 [ -n "$way" ] || fail "no route to $server"
 # shellcheck disable=SC2086 # "via GATEWAY dev DEVICE", or "dev DEVICE".
 run ip route replace "$server/32" $way
+# Whoever has an ssh session with this host would be cut off: the answers would go into the tunnel.
+for peer in $(ss -Htn state established '( sport = :22 )' 2>/dev/null | awk '{ print $NF }' | sed 's/:[0-9]*$//; s/^\[::ffff:\(.*\)\]$/\1/' | sort -u); do
+	case $peer in *[!0-9.]*) continue ;; esac
+	# shellcheck disable=SC2046,SC2086 # As above.
+	run ip route replace "$peer/32" $(ip route get "$peer" | sed -n 's/^[^ ]* \(via [^ ]* \)\{0,1\}dev \([^ ]*\).*/\1dev \2/p' | head -n 1)
+	echo "# it has an ssh session with this host; later: ip route del $peer/32"
+done
 for half in 0.0.0.0/1 128.0.0.0/1; do run ip route replace "$half" dev "$tun"; done
 echo "# names are still asked for where /etc/resolv.conf says"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes this host a gateway for a tunnel by hand, printing each command: forwarding, masquerading, and the clamp
-# on TCP's segments. `udpferry vpn server --nat` does the same by itself and undoes it at its end; this is for
-# hosts where somebody wants to see or change every step.
+# on TCP's segments. `udpferry vpn server --nat` does this and more (iptables where there is no nft, or where its rules
+# drop what is forwarded) by itself and undoes it at its end; this is for hosts where somebody wants to see or change every step.
 #
 # usage: scripts/setup-server.sh [--dry-run | --undo] [TUN [NETWORK [OUT-INTERFACE]]]
 #        TUN tun0, NETWORK 10.0.0.0/24, OUT-INTERFACE that of the default route
@@ -35,9 +35,9 @@ done
 tun=${1:-tun0}
 network=${2:-10.0.0.0/24}
 out=${3:-$(ip route show default 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p' | head -n 1)}
-[ -n "$out" ] || fail "no default route: name the interface that leads to the Internet"
+[ -n "$out" ] || [ "$action" = undo ] || fail "no default route: name the interface that leads to the Internet"
 # Names go into commands and into nftables.
-for name in "$tun" "$out"; do
+for name in "$tun" "${out:-none}"; do
 	case $name in '' | *[!A-Za-z0-9._-]*) misuse "$name: not an interface's name" ;; esac
 done
 case $network in '' | *[!0-9a-fA-F.:/]*) misuse "$network: not a network such as 10.0.0.0/24" ;; esac
@@ -55,6 +55,10 @@ if [ "$action" = undo ]; then
 	run nft delete table inet "$table"
 	echo "# forwarding stays on, others may need it: sysctl -w $key=0"
 	exit 0
+fi
+# A host that forwards IPv6 drops the default route that it has from router advertisements, unless this is 2.
+if [ "$family" = ip6 ] && [ "$(cat "/proc/sys/net/ipv6/conf/$out/accept_ra" 2>/dev/null)" = 1 ]; then
+	run sysctl -w "net/ipv6/conf/$out/accept_ra=2"
 fi
 run sysctl -w "$key=1"
 run nft add table inet "$table"

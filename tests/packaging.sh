@@ -528,8 +528,35 @@ pool_configure() { # PIDFILE LINE...
 
 # -- units and other files ---------------------------------------------------
 
+# own_directories UNIT...: at each start systemd gives a service's directories to its user, so that no two users may name
+# the same one.
+own_directories() {
+	awk '
+		FNR == 1 { user = "root" }
+		/^User=/ { user = substr($0, 6) }
+		/^(Runtime|State|Logs|Cache)Directory=/ {
+			split($0, parts, "=")
+			count = split(parts[2], names, " ")
+			for (i = 1; i <= count; i++) uses[parts[1] "/" names[i], user] = FILENAME
+		}
+		END {
+			for (use in uses) {
+				split(use, part, SUBSEP)
+				if (part[1] in owner && owner[part[1]] != part[2]) {
+					print part[1] ": both of " part[2] " and of " owner[part[1]] " (" uses[use] ")"
+					bad = 1
+				}
+				owner[part[1]] = part[2]
+				seen++
+			}
+			exit bad || seen < 6
+		}
+	' "$@"
+}
+
 unit_tests() {
 	local units=$repo/packaging/systemd exposure name
+	check "units of different users share no directory" own_directories "$units"/*.service
 	if ! have systemd-analyze; then
 		skip "unit files" "no systemd-analyze"
 		return

@@ -555,13 +555,28 @@ kill_switch() {
 	check "without a server: nothing goes out" not pings c 203.0.113.9 -W 1
 	server --nat
 	check "the server is back: within 20 s" recovers 20 203.0.113.9
-	end KILL client
+	on c nft flush ruleset
+	check "flush ruleset: it is back within 3 s" until_true 3 on c nft list table inet udpferry_vpnc_kill
+	on c ip rule del priority 15556
+	check "a rule is deleted: it is back within 3 s" until_true 3 through_tunnel
+	check "i is reached" pings c 203.0.113.9
+	on c ip link del vpnc
+	check "its device is deleted: it ends" until_true 5 is_gone "${pid[client]}"
+	check "nothing goes out" not pings c 203.0.113.9 -W 1
 	check "all the time nothing but tunnel datagrams left" no_leaks
+	client nobody.invalid --default-route --kill-switch
+	until_true 5 test -S "$work/client.run/vpn-vpnc.sock"
+	check "the server's name cannot be found: nothing goes out" not pings c 203.0.113.9 -W 1
+	end KILL client
 	on c "$binary" vpn down --tun-name vpnc --runtime-dir "$work/client.run" >"$work/down" 2>&1
 	check "vpn down: the way is free" pings c 203.0.113.9
 	host_state c >"$work/c.after"
 	check "the client's host is as before" diff "$work/c.before" "$work/c.after"
 	end TERM server
+}
+
+through_tunnel() {
+	on c ip route get 203.0.113.9 | grep -q 'dev vpnc'
 }
 
 confirm() {
@@ -578,6 +593,10 @@ confirm() {
 	poll_quietly 3
 	check "confirmed: it stays" pings c 203.0.113.9
 	check "both end well" down || logs client server
+	client 192.0.2.77 --default-route --kill-switch --confirm 2
+	until_true 5 on c nft list table inet udpferry_vpnc_kill >/dev/null
+	check "a kill switch before any tunnel, not confirmed: all is undone within 4 s" until_true 4 same_host
+	until_true 5 is_gone "${pid[client]}" || end TERM client
 }
 same_host() {
 	host_state c | diff -q - "$work/c.before"

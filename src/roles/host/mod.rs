@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 /// The files that a tunnel's host set-up reads and writes. Tests have others.
 #[derive(Debug, Clone)]
 pub struct Places {
-    /// Where journals are: by default `/run/udpferry`.
+    /// Where journals are: by default `/run/udpferry-vpn`.
     pub runtime_dir: PathBuf,
     /// The resolver's configuration: `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,

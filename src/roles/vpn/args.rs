@@ -51,7 +51,7 @@ const FILES: &[Opt] = &[
 const RUNTIME_DIR: Opt = Opt::value(
     &["--runtime-dir"],
     "DIR",
-    Some("/run/udpferry"),
+    Some("/run/udpferry-vpn"),
     "Where the control socket is, and the journal of what was changed on this host.",
 );
 

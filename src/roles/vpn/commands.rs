@@ -23,7 +23,7 @@ const TUNNEL: &[Opt] = &[
         None,
         "The tunnel's device. Without it, the only one that there is (of status: all).",
     ),
-    Opt::value(&["--runtime-dir"], "DIR", Some("/run/udpferry"), "The tunnel's own --runtime-dir."),
+    Opt::value(&["--runtime-dir"], "DIR", Some("/run/udpferry-vpn"), "The tunnel's own --runtime-dir."),
 ];
 
 const FORMAT: &[Opt] =
@@ -211,10 +211,10 @@ mod tests {
     #[test]
     fn tunnels_are_found_by_their_files() {
         for (file, tun) in [
-            ("/run/udpferry/vpn-vpnc.sock", Some("vpnc")),
-            ("/run/udpferry/vpn-a.b.journal", Some("a.b")),
-            ("/run/udpferry/vpn-vpnc.client", None),
-            ("/run/udpferry/mesh-x.sock", None),
+            ("/run/udpferry-vpn/vpn-vpnc.sock", Some("vpnc")),
+            ("/run/udpferry-vpn/vpn-a.b.journal", Some("a.b")),
+            ("/run/udpferry-vpn/vpn-vpnc.client", None),
+            ("/run/udpferry-vpn/mesh-x.sock", None),
         ] {
             assert_eq!(tun_of(Path::new(file)).as_deref(), tun, "{file}");
         }

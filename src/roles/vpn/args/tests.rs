@@ -40,7 +40,7 @@ fn a_servers_defaults_are_those_of_the_plan() {
     assert_eq!(config.keepalive, Duration::from_secs(15));
     assert_eq!((config.shared.tun.as_str(), config.shared.mtu), ("vpns", None));
     assert!(config.shared.offload && config.shared.state_dir.is_none());
-    assert_eq!(config.shared.runtime_dir, std::path::Path::new("/run/udpferry"));
+    assert_eq!(config.shared.runtime_dir, std::path::Path::new("/run/udpferry-vpn"));
     assert_eq!(config.dns.iter().count(), 0);
 }
 

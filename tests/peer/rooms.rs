@@ -17,7 +17,7 @@ fn secret_file(path: &Path, text: &str) {
 }
 
 /// A private key in a file, and its public half.
-fn key(path: &Path) -> String {
+pub(crate) fn key(path: &Path) -> String {
     let private = String::from_utf8(run(&["keygen"]).stdout).unwrap();
     secret_file(path, &private);
     let mut pubkey = Command::new(UDPFERRY);

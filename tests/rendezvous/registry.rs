@@ -359,6 +359,48 @@ fn scripts_that_the_store_was_told_to_forget_are_loaded_again() {
     assert!(here.metric("registry_failures_total{reason=\"refused\"}") >= 1);
 }
 
+/// Failed attempts at the store, of whatever kind.
+fn attempts(server: &Server) -> i64 {
+    ["lookup", "connect", "refused", "silent", "lost"]
+        .map(|reason| server.metric(&format!("registry_failures_total{{reason=\"{reason}\"}}")))
+        .iter()
+        .sum()
+}
+
+#[test]
+fn a_store_that_takes_no_writes_is_asked_ever_more_rarely() {
+    let redis = Redis::start();
+    let here = shared(&redis, &[]);
+    let one = Member::new(here.address, 1);
+    one.register();
+    // Nobody is at that port: it stays a replica, and read-only.
+    let nobody = crate::support::free_port();
+    redis.ask::<()>(cmd("REPLICAOF").arg("127.0.0.1").arg(nobody));
+    let there = Server::start(&[&redis.option()]);
+    refresh(&one);
+    here.await_metric("registry_up", 0);
+    there.service.await_log("read only replica");
+    // 250 ms, 500 ms, 1 s, 2 s, a fifth more or less.
+    let begin = Instant::now();
+    let before = attempts(&there);
+    let is_up = |server: &Server| server.metric("registry_up") == 1;
+    let was_up = await_some(|| {
+        let up = is_up(&here) || is_up(&there);
+        (up || begin.elapsed() > Duration::from_secs(4)).then_some(up)
+    });
+    assert_eq!(was_up, Some(false), "it seems to be there");
+    assert!(attempts(&there) - before <= 4, "{} attempts", attempts(&there) - before);
+    assert_eq!(there.metric("registry_written_total"), 0);
+    redis.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE"));
+    here.await_metric(UP.0, UP.1);
+    there.await_metric(UP.0, UP.1);
+    let other = Member::new(there.address, 1);
+    let (other_id, _) = other.register();
+    refreshing(&[&one, &other], is_introduced(other_id));
+    // What was written to see whether it can be is gone.
+    assert_eq!(rooms(&redis).len(), 1);
+}
+
 /// As docs/protocols/rendezvous.md has it.
 const RIGHTS: &str = "~udpferry:1:room:* &udpferry:1:server:* +hello +auth +ping +select \
     +client|setname +script|load +evalsha +subscribe +publish +time +type +del +hlen +hgetall +hset \

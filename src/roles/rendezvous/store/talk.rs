@@ -3,10 +3,10 @@
 
 use super::Written;
 use crate::roles::rendezvous::store_url::StoreUrl;
-use crate::wire::rendezvous::RoomId;
 use crate::wire::rendezvous::shared::{
     Place, RECORD_LEN_MAX, ServerId, parse_message, parse_place, parse_record, write_place,
 };
+use crate::wire::rendezvous::{MemberId, RoomId};
 use redis::{Cmd, Parser, PushKind, ServerError, ServerErrorKind, Value, cmd};
 use std::fmt::Write as _;
 use std::io::{self, Read};
@@ -33,6 +33,10 @@ pub(super) enum SetUp {
     Select,
     LoadPut,
     LoadRemove,
+    /// A member that is none is written down, which shows that others can be.
+    Write,
+    /// And crossed out.
+    Erase,
 }
 
 impl Commands {
@@ -65,6 +69,18 @@ impl Commands {
         expected
     }
 
+    /// Goes on when `own` is subscribed to. A server that is somebody's replica, or whose disk is full,
+    /// has taken all so far. No right is needed that members do not need.
+    pub(super) fn prove(&mut self, own: ServerId, ttl: Duration) -> [SetUp; 2] {
+        // Server ids are random, as rooms' are: nobody's room.
+        let mut room = [0; 16];
+        room[..own.0.len()].copy_from_slice(&own.0);
+        let place = Place { member: MemberId([0; 8]), server: own };
+        self.put(RoomId(room), place, &[0; 4], ttl);
+        self.remove(RoomId(room), place);
+        [SetUp::Write, SetUp::Erase]
+    }
+
     /// Takes an answer to the beginning; the error is for people.
     pub(super) fn set_up(&mut self, step: SetUp, answer: Value) -> Result<(), String> {
         if let Value::ServerError(error) = answer {
@@ -79,7 +95,7 @@ impl Commands {
             });
         }
         let script = match step {
-            SetUp::Hello | SetUp::Select => return Ok(()),
+            SetUp::Hello | SetUp::Select | SetUp::Write | SetUp::Erase => return Ok(()),
             SetUp::LoadPut => &mut self.put,
             SetUp::LoadRemove => &mut self.remove,
         };

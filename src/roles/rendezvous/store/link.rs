@@ -313,6 +313,7 @@ impl Link {
                     session.is_up = true;
                     pauses.succeeded();
                     self.counters.store_up.set(1);
+                    self.tell(Told::Up);
                     log::info!("registry at {}: connected", self.url);
                 }
             }

@@ -6,6 +6,8 @@ use crate::support::{Scratch, pki};
 use crate::support::{await_some, takes_less_than};
 use nix::sys::signal::Signal;
 use redis::cmd;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
 use udpferry::wire::rendezvous::request::{Request, Wish};
@@ -438,9 +440,61 @@ fn a_user_with_few_rights_is_enough_and_another_is_refused() {
     let counted = || refused.metric("registry_failures_total{reason=\"refused\"}") > 0;
     await_some(|| counted().then_some(())).expect("it was not refused");
     let line = refused.service.await_log("registry at redis://127.0.0.1");
-    assert!(line.contains("WRONGPASS") && !line.contains("ferry:"), "{line}");
+    assert!(line.contains("WRONGPASS: the user or password is wrong"), "{line}");
+    assert!(!line.contains("ferry:"), "{line}");
     let member = Member::new(refused.address, 1);
     assert_eq!(member.register().1, 1);
+}
+
+#[test]
+fn a_user_that_may_not_subscribe_is_refused_ever_more_rarely() {
+    let redis = Redis::start();
+    let mut user = cmd("ACL");
+    user.arg("SETUSER").arg("ferry").arg("on").arg(">s3cret").arg("resetchannels");
+    for right in RIGHTS.split_whitespace().filter(|right| !right.starts_with('&')) {
+        user.arg(right);
+    }
+    redis.ask::<()>(&user);
+    let url = format!("--registry=redis://ferry:s3cret@127.0.0.1:{}", redis.port);
+    let server = Server::start(&[&url]);
+    let line = server.service.await_log("NOPERM: ");
+    assert!(line.contains("channel") && line.contains("docs/protocols/rendezvous.md"), "{line}");
+    let (begin, before) = (Instant::now(), attempts(&server));
+    await_some(|| (begin.elapsed() > Duration::from_secs(3)).then_some(())).unwrap();
+    assert!(attempts(&server) - before <= 4, "{} attempts", attempts(&server) - before);
+    assert_eq!(server.metric("registry_up"), 0);
+    assert!(!server.service.log().contains("s3cret"));
+    redis.ask::<()>(cmd("ACL").arg("SETUSER").arg("ferry").arg("&udpferry:1:server:*"));
+    server.await_metric(UP.0, UP.1);
+}
+
+#[test]
+fn a_store_that_is_too_old_is_told_no_password_in_the_log() {
+    // As Redis 5.0 answers what it does not know.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut asked = [0; 4096];
+            let len = stream.read(&mut asked).unwrap_or(0);
+            let asked = String::from_utf8_lossy(&asked[..len]).into_owned();
+            let words: Vec<&str> =
+                asked.split("\r\n").filter(|it| !it.starts_with(['$', '*'])).collect();
+            let args: String = words[1..].iter().take(6).map(|it| format!("`{it}`, ")).collect();
+            let (name, rest) = (words[0], "with args beginning with:");
+            let answer = format!("-ERR unknown command `{name}`, {rest} {args}\r\n");
+            assert!(answer.contains("s3cret"), "{answer}");
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    let url = format!("--registry=redis://:s3cret@127.0.0.1:{port}");
+    let server = Server::start(&[&url]);
+    let line = server.service.await_log("registry at redis://127.0.0.1");
+    assert!(line.contains("ERR: it does not know HELLO: Redis 6.0 or later is needed"), "{line}");
+    let counted = || server.metric("registry_failures_total{reason=\"refused\"}") > 1;
+    await_some(|| counted().then_some(())).expect("it has not tried again");
+    assert!(!server.service.log().contains("s3cret"), "{}", server.service.log());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! commands go out as they come, and answers come in the order of the commands.
 
 use super::session::{Asked, End, Session, lost};
-use super::talk::{Heard, Refusal, SetUp, is_message, read_found};
+use super::talk::{Heard, Refusal, SetUp, is_message, read_found, words};
 use super::{Task, Told};
 use crate::error::Error;
 use crate::net::random;
@@ -162,7 +162,7 @@ impl Link {
             match connect::connect(&mut self.events, STREAM, &target, now + share, &is_closed) {
                 Ok(Some(stream)) => return Ok(stream),
                 Ok(None) => return Err(End::Closed),
-                Err(failed) => cause = format!("{address}: {}", words(failed)),
+                Err(failed) => cause = format!("{address}: {}", why(failed)),
             }
         }
         Err(End::Failed(StoreFailure::Connect, cause))
@@ -298,7 +298,7 @@ impl Link {
         let Some((since, asked)) = session.asked.pop_front() else {
             // SUBSCRIBE has no answer but a push, unless it is refused.
             if let Value::ServerError(error) = answer {
-                return Err(End::Failed(StoreFailure::Refused, error.to_string()));
+                return Err(End::Failed(StoreFailure::Refused, words(&error)));
             }
             return Err(End::Failed(
                 StoreFailure::Lost,
@@ -357,7 +357,7 @@ impl Link {
     }
 }
 
-fn words(failed: Failed) -> String {
+fn why(failed: Failed) -> String {
     match failed {
         Failed::Connect(error) | Failed::System(error) => error.to_string(),
         Failed::Timeout => "no answer in time".to_owned(),

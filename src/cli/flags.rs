@@ -232,6 +232,17 @@ impl Matches {
         values.last().map(|value| parsed(subject, value, &parse)).transpose()
     }
 
+    /// As [`Matches::one`] for text in which a secret may be: no error shows it, but `shown` in its
+    /// place.
+    pub fn hidden(&self, name: &str, shown: &str) -> Result<Option<String>, UsageError> {
+        self.one(name, |text| Ok(text.to_owned())).map_err(|error| match error {
+            UsageError::NotAllowed { option, allowed, .. } => {
+                UsageError::NotAllowed { option, value: shown.to_owned(), allowed }
+            }
+            other => other,
+        })
+    }
+
     /// As [`Matches::one`], for an option that has a default or must be given.
     pub fn required<T>(
         &self,

@@ -169,6 +169,7 @@ fn needs_value(option: &Opt, found: Option<String>) -> UsageError {
     let placeholder = match option.takes {
         Takes::Nothing => String::new(),
         Takes::One(placeholder) => placeholder.to_owned(),
+        Takes::Word(words) => words.join("|"),
         Takes::Two(first, second) => format!("{first} {second}"),
     };
     UsageError::NeedsValue { option: option.canonical().to_owned(), placeholder, found }

@@ -481,9 +481,9 @@ fn a_store_that_is_too_old_is_told_no_password_in_the_log() {
             let asked = String::from_utf8_lossy(&asked[..len]).into_owned();
             let words: Vec<&str> =
                 asked.split("\r\n").filter(|it| !it.starts_with(['$', '*'])).collect();
-            let args: String = words[1..].iter().take(6).map(|it| format!("`{it}`, ")).collect();
+            let args = words[1..].iter().take(6).copied().collect::<Vec<_>>().join("`, `");
             let (name, rest) = (words[0], "with args beginning with:");
-            let answer = format!("-ERR unknown command `{name}`, {rest} {args}\r\n");
+            let answer = format!("-ERR unknown command `{name}`, {rest} `{args}`, \r\n");
             assert!(answer.contains("s3cret"), "{answer}");
             let _ = stream.write_all(answer.as_bytes());
         }

@@ -47,6 +47,8 @@ POOL_LOST_PERCENT_MAX = 0.5
 POOL_FLOOD_RATIO_MIN = 10
 # STUN bindings per CPU second, coturn's being 1.
 STUN_PER_CPU_RATIO_MIN = 2
+# From a member's start until it has met another one, on loopback.
+CONNECT_P50_MS_MAX = 300
 # More than this, of one core, used by others before we begin spoils the figures.
 BUSY_PERCENT_MAX = 10
 COLOURS = ["#888888", "#0b6e4f", "#6bbf59", "#c8553d", "#f28f3b", "#3d5a80", "#98c1d9"]
@@ -145,7 +147,24 @@ def flood_rows(runs, paths):
     return rows
 
 
-def table(rows, idle, floods):
+def connect_rows(runs):
+    """How long members took to meet, for each path."""
+    results = {}
+    for run in runs:
+        if run["workload"] == "connect" and run["result"]:
+            results.setdefault(run["path"], []).append(run["result"])
+    return [
+        {
+            "path": path,
+            "connects": sum(result["connects"] for result in of_path),
+            "p50_ms": median_of(of_path, "p50_ms"),
+            "max_ms": max(result["max_ms"] for result in of_path),
+        }
+        for path, of_path in results.items()
+    ]
+
+
+def table(rows, idle, floods, connects):
     head = ["workload", "path", "rt/s", "of direct", "CPU us/rt", "(far + near)", "of echo"]
     head += ["p50 us", "p99 us", "p99.9 us", "lost %", "RSS MiB"]
     lines = [head]
@@ -186,6 +205,11 @@ def table(rows, idle, floods):
         text.append(
             f"one-way flood, {row['path']}: {row['delivered_per_s']:,.0f} datagrams/s delivered "
             f"of {row['sent_per_s']:,.0f} sent"
+        )
+    for row in connects:
+        text.append(
+            f"start to met, {row['path']}: p50 {row['p50_ms']:.0f} ms, at most {row['max_ms']:.0f} "
+            f"ms, {row['connects']} times"
         )
     for row in idle:
         text.append(
@@ -248,9 +272,17 @@ def pool_bar(rows, floods):
     return points
 
 
-def rendezvous_bar(rows):
-    """The bar's points: STUN bindings per CPU second beside coturn's, and what is forwarded."""
-    points = []
+def rendezvous_bar(rows, connects):
+    """The bar's points: STUN bindings per CPU second beside coturn's, what is forwarded, and how soon
+    members meet."""
+    points = [
+        {
+            "passed": row["p50_ms"] <= CONNECT_P50_MS_MAX,
+            "text": f"start to met, {row['path']}: p50 {row['p50_ms']:.0f} ms (at most "
+            f"{CONNECT_P50_MS_MAX})",
+        }
+        for row in connects
+    ]
     cpu = {(row["workload"], row["path"]): row["server_cpu_us_per_rt"] for row in rows}
     for row in rows:
         if row["workload"] == "chat":
@@ -408,10 +440,11 @@ def main():
         raise SystemExit("nothing was measured")
     idle = idle_rows(runs)
     floods = flood_rows(runs, paths)
+    connects = connect_rows(runs)
     points = {
         "udpgw": lambda: bar(rows, idle),
         "pool": lambda: pool_bar(rows, floods),
-        "rendezvous": lambda: rendezvous_bar(rows),
+        "rendezvous": lambda: rendezvous_bar(rows, connects),
     }[args.role]()
     machine = {
         "processor": processor(),
@@ -427,7 +460,7 @@ def main():
         f"{machine['date']}, {args.commit}"
     )
     note = f"medians of {repeats} interleaved runs of {args.seconds} s; took {args.took} s"
-    text = [caption, note, "", table(rows, idle, floods), "", "the bar:"]
+    text = [caption, note, "", table(rows, idle, floods, connects), "", "the bar:"]
     text += [f"  {'PASS' if p['passed'] else 'MISS'}  {p['text']}" for p in points]
     if machine["busy_percent_before"] > BUSY_PERCENT_MAX:
         busy = f"others used {args.busy_percent} % of a core before this began: run it again"
@@ -440,6 +473,7 @@ def main():
         "paths": commands,
         "summary": rows,
         "idle": idle,
+        "connects": connects,
         "flood": floods,
         "bar": points,
         "runs": runs,

@@ -114,6 +114,9 @@ fn completions_are_bash_and_complete() {
     has(&["badvpn-udpgw", "--listen"], "--listen-addr");
     has(&["udpgw", "--tls-cl"], "--tls-client-ca");
     has(&["udpferry", "pub"], "pubkey");
+    has(&["udpferry", "peer", "--detect", "life"], "lifetime");
+    has(&["udpferry", "peer", "--detect", "=", "n"], "nat");
+    has(&["udpferry", "peer", "--detect", "--ser"], "--server");
 }
 
 /// Starts the program at `path` with `args`, lets a client through it, and returns what it said.

@@ -5,6 +5,7 @@
 
 mod chat;
 mod clock;
+mod connect;
 mod direct;
 mod echo;
 mod flood;
@@ -48,6 +49,8 @@ load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--serv
 load chat [--near COMMAND --far COMMAND] [--seconds S] [--warm-up S]
     Carries lines into one program, out of the other, and back, one at a time. Prints JSON. Without
     programs: through cat on both sides.
+load connect --near COMMAND --far COMMAND [--times N]
+    Starts near N times, once more before, and each time waits until it has met far. Prints JSON.
 load naive-tunnel --tun NAME --local ADDR --remote ADDR
     The plainest tunnel: a packet a read and a datagram a send, and back. Its device is set up by others.
 load idle ADDR N --echo ADDR
@@ -154,6 +157,15 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             nothing_left(args)?;
             chat::run(&workload)
         }
+        "connect" => {
+            let workload = connect::Workload {
+                near: args.value_from_str("--near")?,
+                far: args.value_from_str("--far")?,
+                times: or(&mut args, "--times", 10)?,
+            };
+            nothing_left(args)?;
+            connect::run(&workload)
+        }
         "naive-tunnel" => {
             let name: String = args.value_from_str("--tun")?;
             let local = args.value_from_str("--local")?;
@@ -169,7 +181,7 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             idle::run(gateway, echo, clients)
         }
         other => Err(Failure::Usage(format!(
-            "no tool {other}: echo, load, flood, stun, chat, naive-tunnel or idle"
+            "no tool {other}: echo, load, flood, stun, chat, connect, naive-tunnel or idle"
         ))),
     }
 }

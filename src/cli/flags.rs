@@ -169,6 +169,7 @@ fn needs_value(option: &Opt, found: Option<String>) -> UsageError {
     let placeholder = match option.takes {
         Takes::Nothing => String::new(),
         Takes::One(placeholder) => placeholder.to_owned(),
+        Takes::Word(words) => words.join("|"),
         Takes::Two(first, second) => format!("{first} {second}"),
     };
     UsageError::NeedsValue { option: option.canonical().to_owned(), placeholder, found }
@@ -230,6 +231,17 @@ impl Matches {
     ) -> Result<Option<T>, UsageError> {
         let (subject, values) = self.values(name)?;
         values.last().map(|value| parsed(subject, value, &parse)).transpose()
+    }
+
+    /// As [`Matches::one`] for text in which a secret may be: no error shows it, but `shown` in its
+    /// place.
+    pub fn hidden(&self, name: &str, shown: &str) -> Result<Option<String>, UsageError> {
+        self.one(name, |text| Ok(text.to_owned())).map_err(|error| match error {
+            UsageError::NotAllowed { option, allowed, .. } => {
+                UsageError::NotAllowed { option, value: shown.to_owned(), allowed }
+            }
+            other => other,
+        })
     }
 
     /// As [`Matches::one`], for an option that has a default or must be given.

@@ -104,6 +104,9 @@ fn spellings(option: &Opt) -> String {
         Takes::One(placeholder) => {
             let _ = write!(text, " {placeholder}");
         }
+        Takes::Word(words) => {
+            let _ = write!(text, "[={}]", words.join("|"));
+        }
         Takes::Two(first, second) => {
             let _ = write!(text, " {first} {second}");
         }
@@ -269,6 +272,7 @@ fn man_option(text: &mut String, option: &Opt) {
     let _ = match option.takes {
         Takes::Nothing => Ok(()),
         Takes::One(value) => write!(text, " \\fI{}\\fR", roff(value)),
+        Takes::Word(words) => write!(text, "[=\\fI{}\\fR]", roff(&words.join("|"))),
         Takes::Two(first, second) => write!(text, " \\fI{} {}\\fR", roff(first), roff(second)),
     };
     let _ = writeln!(text, "\n{}", roff(option.help));

@@ -8,6 +8,9 @@ pub enum Takes {
     Nothing,
     /// One value, shown in help by this placeholder.
     One(&'static str),
+    /// One of these words, or none, which means the first. The next argument is the value only if it
+    /// is one of them.
+    Word(&'static [&'static str]),
     /// Two values, as badvpn's `--local-udp-addrs ADDR:PORT N`.
     Two(&'static str, &'static str),
 }

@@ -3,6 +3,7 @@
 use crate::member::ROOM;
 use crate::support::{PATIENCE, recv_from};
 use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 use udpferry::roles::member_key::{Secret, member_of};
 use udpferry::roles::peer::identity::{PrivateKey, PublicKey};
 use udpferry::roles::peer::probe::ProbeAuth;
@@ -38,6 +39,59 @@ pub(crate) struct Said {
     pub(crate) body: Vec<u8>,
 }
 
+/// One that announces a key of somebody else, and has everybody think that it is there.
+pub(crate) struct Impostor {
+    socket: UdpSocket,
+    probes: ProbeAuth,
+    me: MemberId,
+}
+
+impl Impostor {
+    /// Enters [`ROOM`]. Members of the same `number` are the same.
+    pub(crate) fn enter(server: SocketAddr, number: u8, key: PublicKey, made_ms: u64) -> Impostor {
+        let keys = Room::parse_code(ROOM).unwrap().keys().unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let secret = Secret::from_random([number; 32]);
+        let me = member_of(secret.member_key());
+        let sealed = announcement(&keys, me, key, made_ms, "impostor");
+        register(&socket, server, &keys, &secret, &sealed);
+        Impostor { socket, probes: ProbeAuth::new(&keys), me }
+    }
+
+    /// Answers the pings to it, and passes what is WireGuard's on between the member at `victim` and
+    /// the first other one that pings, until it `must_end`.
+    pub(crate) fn pass_on(&self, victim: SocketAddr, must_end: impl Fn() -> bool) {
+        self.socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut bytes = vec![0; BUFFER_LEN];
+        let mut other = None;
+        while !must_end() {
+            let Ok((len, from)) = recv_from(&self.socket, &mut bytes) else { continue };
+            let datagram = &bytes[..len];
+            if let Ok(ping) = self.probes.read(datagram) {
+                if ping.kind == ProbeKind::Ping && from != victim && from.ip().is_loopback() {
+                    other.get_or_insert(from);
+                    let pong = Probe {
+                        kind: ProbeKind::Pong,
+                        tx: ping.tx,
+                        from: self.me,
+                        to: ping.from,
+                        seen: from,
+                    };
+                    let mut out = Vec::new();
+                    self.probes.write(&mut out, &pong);
+                    self.socket.send_to(&out, from).unwrap();
+                }
+            } else if !is_rendezvous(datagram) && !datagram.starts_with(&PROBE_MAGIC) {
+                let to = if from == victim { other } else { Some(victim) };
+                if let Some(to) = to {
+                    self.socket.send_to(datagram, to).unwrap();
+                }
+            }
+        }
+    }
+}
+
 impl Handmade {
     /// Enters [`ROOM`] and meets who is there; `name` is what it announces and greets with.
     pub(crate) fn meet(server: SocketAddr, name: &str, greeting: &[u8]) -> Handmade {
@@ -48,7 +102,7 @@ impl Handmade {
         let secret = Secret::from_random(secret);
         let me = member_of(secret.member_key());
         let handshakes = Handshakes::new(PrivateKey::from_random([me.0[0]; 32]));
-        let sealed = announcement(&keys, me, handshakes.public(), name);
+        let sealed = announcement(&keys, me, handshakes.public(), 1, name);
         let introduced = register(&socket, server, &keys, &secret, &sealed);
         let (peer, theirs) = introduced;
         let tunnel =
@@ -145,7 +199,13 @@ impl Handmade {
     }
 }
 
-fn announcement(keys: &RoomKeys, me: MemberId, key: PublicKey, name: &str) -> Vec<u8> {
+fn announcement(
+    keys: &RoomKeys,
+    me: MemberId,
+    key: PublicKey,
+    made_ms: u64,
+    name: &str,
+) -> Vec<u8> {
     let announcement = Announcement {
         public_key: key.0,
         mapping: udpferry::wire::peer::Dependence::None,
@@ -153,7 +213,7 @@ fn announcement(keys: &RoomKeys, me: MemberId, key: PublicKey, name: &str) -> Ve
         tries_hard: false,
         serves: false,
         relay: false,
-        made_ms: 1,
+        made_ms,
         name: name.to_owned(),
         endpoints: vec![],
     };

@@ -13,6 +13,7 @@ mod server;
 mod chat;
 mod forwarding;
 mod handmade;
+mod impostors;
 mod legacy;
 mod member;
 mod operation;

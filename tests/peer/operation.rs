@@ -11,7 +11,7 @@ fn says_what_the_nat_does() {
     // Two addresses and two ports, so that filtering can be seen.
     let stun = format!("--stun-port={}", free_udp_port());
     let server = Server::start(&[&stun, "--alternate-addr=127.0.0.2"]);
-    let output = run(&["peer", &format!("--server={}", server.address), "--detect=nat"]);
+    let output = run(&["peer", &format!("--server={}", server.address), "--detect"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{said}");
     let value = |name: &str| {

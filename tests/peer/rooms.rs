@@ -4,7 +4,9 @@ use crate::member::{Peer, ROOM};
 use crate::server::Server;
 use crate::support::programs::only_line;
 use crate::support::{Scratch, UDPFERRY, run};
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -17,7 +19,7 @@ fn secret_file(path: &Path, text: &str) {
 }
 
 /// A private key in a file, and its public half.
-fn key(path: &Path) -> String {
+pub(crate) fn key(path: &Path) -> String {
     let private = String::from_utf8(run(&["keygen"]).stdout).unwrap();
     secret_file(path, &private);
     let mut pubkey = Command::new(UDPFERRY);
@@ -99,6 +101,13 @@ fn what_is_no_room_is_one_line_and_two() {
         assert_eq!(refused.status.code(), Some(2), "{args:?}");
         let line = only_line(&refused);
         assert!(line.contains(word) && !line.contains("seven77"), "{line}");
+    }
+    for option in ["--room", "--secret"] {
+        let mut command = Command::new(UDPFERRY);
+        command.args(["peer", "--server=127.0.0.1", "--room=attic", option]);
+        let refused = command.arg(OsStr::from_bytes(b"seven77\xff")).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(!only_line(&refused).contains("seven77"));
     }
     let refused = run(&["peer", "--server=127.0.0.1", "--room-file=/nonexistent/room"]);
     assert_eq!(refused.status.code(), Some(1));

@@ -6,6 +6,8 @@ use crate::support::{Scratch, pki};
 use crate::support::{await_some, takes_less_than};
 use nix::sys::signal::Signal;
 use redis::cmd;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 use udpferry::wire::rendezvous::answer::{Answer, Introduced, parse_answer};
 use udpferry::wire::rendezvous::request::{Request, Wish};
@@ -359,6 +361,48 @@ fn scripts_that_the_store_was_told_to_forget_are_loaded_again() {
     assert!(here.metric("registry_failures_total{reason=\"refused\"}") >= 1);
 }
 
+/// Failed attempts at the store, of whatever kind.
+fn attempts(server: &Server) -> i64 {
+    ["lookup", "connect", "refused", "silent", "lost"]
+        .map(|reason| server.metric(&format!("registry_failures_total{{reason=\"{reason}\"}}")))
+        .iter()
+        .sum()
+}
+
+#[test]
+fn a_store_that_takes_no_writes_is_asked_ever_more_rarely() {
+    let redis = Redis::start();
+    let here = shared(&redis, &[]);
+    let one = Member::new(here.address, 1);
+    one.register();
+    // Nobody is at that port: it stays a replica, and read-only.
+    let nobody = crate::support::free_port();
+    redis.ask::<()>(cmd("REPLICAOF").arg("127.0.0.1").arg(nobody));
+    let there = Server::start(&[&redis.option()]);
+    refresh(&one);
+    here.await_metric("registry_up", 0);
+    there.service.await_log("read only replica");
+    // 250 ms, 500 ms, 1 s, 2 s, a fifth more or less.
+    let begin = Instant::now();
+    let before = attempts(&there);
+    let is_up = |server: &Server| server.metric("registry_up") == 1;
+    let was_up = await_some(|| {
+        let up = is_up(&here) || is_up(&there);
+        (up || begin.elapsed() > Duration::from_secs(4)).then_some(up)
+    });
+    assert_eq!(was_up, Some(false), "it seems to be there");
+    assert!(attempts(&there) - before <= 4, "{} attempts", attempts(&there) - before);
+    assert_eq!(there.metric("registry_written_total"), 0);
+    redis.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE"));
+    here.await_metric(UP.0, UP.1);
+    there.await_metric(UP.0, UP.1);
+    let other = Member::new(there.address, 1);
+    let (other_id, _) = other.register();
+    refreshing(&[&one, &other], is_introduced(other_id));
+    // What was written to see whether it can be is gone.
+    assert_eq!(rooms(&redis).len(), 1);
+}
+
 /// As docs/protocols/rendezvous.md has it.
 const RIGHTS: &str = "~udpferry:1:room:* &udpferry:1:server:* +hello +auth +ping +select \
     +client|setname +script|load +evalsha +subscribe +publish +time +type +del +hlen +hgetall +hset \
@@ -396,9 +440,61 @@ fn a_user_with_few_rights_is_enough_and_another_is_refused() {
     let counted = || refused.metric("registry_failures_total{reason=\"refused\"}") > 0;
     await_some(|| counted().then_some(())).expect("it was not refused");
     let line = refused.service.await_log("registry at redis://127.0.0.1");
-    assert!(line.contains("WRONGPASS") && !line.contains("ferry:"), "{line}");
+    assert!(line.contains("WRONGPASS: the user or password is wrong"), "{line}");
+    assert!(!line.contains("ferry:"), "{line}");
     let member = Member::new(refused.address, 1);
     assert_eq!(member.register().1, 1);
+}
+
+#[test]
+fn a_user_that_may_not_subscribe_is_refused_ever_more_rarely() {
+    let redis = Redis::start();
+    let mut user = cmd("ACL");
+    user.arg("SETUSER").arg("ferry").arg("on").arg(">s3cret").arg("resetchannels");
+    for right in RIGHTS.split_whitespace().filter(|right| !right.starts_with('&')) {
+        user.arg(right);
+    }
+    redis.ask::<()>(&user);
+    let url = format!("--registry=redis://ferry:s3cret@127.0.0.1:{}", redis.port);
+    let server = Server::start(&[&url]);
+    let line = server.service.await_log("NOPERM: ");
+    assert!(line.contains("channel") && line.contains("docs/protocols/rendezvous.md"), "{line}");
+    let (begin, before) = (Instant::now(), attempts(&server));
+    await_some(|| (begin.elapsed() > Duration::from_secs(3)).then_some(())).unwrap();
+    assert!(attempts(&server) - before <= 4, "{} attempts", attempts(&server) - before);
+    assert_eq!(server.metric("registry_up"), 0);
+    assert!(!server.service.log().contains("s3cret"));
+    redis.ask::<()>(cmd("ACL").arg("SETUSER").arg("ferry").arg("&udpferry:1:server:*"));
+    server.await_metric(UP.0, UP.1);
+}
+
+#[test]
+fn a_store_that_is_too_old_is_told_no_password_in_the_log() {
+    // As Redis 5.0 answers what it does not know.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut asked = [0; 4096];
+            let len = stream.read(&mut asked).unwrap_or(0);
+            let asked = String::from_utf8_lossy(&asked[..len]).into_owned();
+            let words: Vec<&str> =
+                asked.split("\r\n").filter(|it| !it.starts_with(['$', '*'])).collect();
+            let args = words[1..].iter().take(6).copied().collect::<Vec<_>>().join("`, `");
+            let (name, rest) = (words[0], "with args beginning with:");
+            let answer = format!("-ERR unknown command `{name}`, {rest} `{args}`, \r\n");
+            assert!(answer.contains("s3cret"), "{answer}");
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    let url = format!("--registry=redis://:s3cret@127.0.0.1:{port}");
+    let server = Server::start(&[&url]);
+    let line = server.service.await_log("registry at redis://127.0.0.1");
+    assert!(line.contains("ERR: it does not know HELLO: Redis 6.0 or later is needed"), "{line}");
+    let counted = || server.metric("registry_failures_total{reason=\"refused\"}") > 1;
+    await_some(|| counted().then_some(())).expect("it has not tried again");
+    assert!(!server.service.log().contains("s3cret"), "{}", server.service.log());
 }
 
 #[test]

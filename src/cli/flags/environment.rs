@@ -39,8 +39,8 @@ pub(super) fn from_env(
                 }),
             };
         }
-        Takes::One(_) if option.times_max == 1 => vec![value.clone()],
-        Takes::One(_) => split(),
+        Takes::One(_) | Takes::Word(_) if option.times_max == 1 => vec![value.clone()],
+        Takes::One(_) | Takes::Word(_) => split(),
         Takes::Two(first, second) => {
             let words = split();
             if words.len() % 2 != 0 {

@@ -16,7 +16,7 @@ pub(super) fn spell_out(
     args: Vec<OsString>,
 ) -> Result<Vec<OsString>, UsageError> {
     let mut spelled = Vec::with_capacity(args.len());
-    let mut args = args.into_iter();
+    let mut args = args.into_iter().peekable();
     // What is left of a word of several short options: `-n2` of `-Rn2`.
     let mut rest_of_word = None;
     while let Some(arg) = rest_of_word.take().or_else(|| args.next()) {
@@ -34,6 +34,19 @@ pub(super) fn spell_out(
                     return Err(UsageError::TakesNoValue { option, value: lossy(&value) });
                 }
                 spelled.push(option.canonical().into());
+                continue;
+            }
+            Takes::Word(words) => {
+                let is_one = |next: &OsString| words.iter().any(|word| next == word);
+                let value = match attached {
+                    Some(value) if value.is_empty() => return Err(needs_value(option, None)),
+                    Some(value) => value,
+                    None => match args.next_if(is_one) {
+                        Some(value) => value,
+                        None => words.first().copied().unwrap_or_default().into(),
+                    },
+                };
+                spelled.extend([option.canonical().into(), value]);
                 continue;
             }
             Takes::One(_) => 1,

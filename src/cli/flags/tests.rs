@@ -24,6 +24,13 @@ const OPTIONS: &[Opt] = &[
         help: "Pool.",
     },
     Opt::switch(&["-d", "--daemon", "--background"], "Daemon."),
+    Opt {
+        names: &["--detect"],
+        takes: Takes::Word(&["nat", "lifetime"]),
+        times_max: 1,
+        default: None,
+        help: "What.",
+    },
     Opt::switch(&["-b", "--quick"], "Quick."),
     Opt::switch(&["-V", "--version"], "Version."),
 ];
@@ -42,6 +49,32 @@ const COMMAND: Command = Command {
 
 static SAMPLE: Command = COMMAND;
 static PLAIN: Command = Command { name: "plain", positionals: &[], ..COMMAND };
+
+#[test]
+fn a_word_may_be_left_out() {
+    let word = |args: &[&str], env: Env<'_>| {
+        let matches = run_env(args, env);
+        (matches.one("--detect", text).unwrap(), matches.flag("--daemon"))
+    };
+    let (nat, lifetime) = (Some("nat".to_owned()), Some("lifetime".to_owned()));
+    assert_eq!(word(&[], &[]), (None, false));
+    assert_eq!(word(&["--detect"], &[]), (nat.clone(), false));
+    assert_eq!(word(&["--detect", "-d"], &[]), (nat.clone(), true));
+    assert_eq!(word(&["--detect", "--daemon"], &[]), (nat.clone(), true));
+    assert_eq!(word(&["--detect", "nat", "-d"], &[]), (nat, true));
+    assert_eq!(word(&["-d", "--detect", "lifetime"], &[]), (lifetime.clone(), true));
+    assert_eq!(word(&["--detect=lifetime"], &[]), (lifetime.clone(), false));
+    assert_eq!(word(&[], &[("UDPFERRY_DETECT", "lifetime")]), (lifetime, false));
+    // Whoever reads it says what is allowed.
+    assert_eq!(word(&["--detect=what"], &[]).0.as_deref(), Some("what"));
+    for (args, error) in [
+        (&["--detect="][..], "--detect: needs a value: nat|lifetime"),
+        (&["--detect", "--detect"], "--detect: may be given only once"),
+        (&["--detect", "what"], "\"what\" is not allowed: no further argument is expected"),
+    ] {
+        assert_eq!(read(&PLAIN, args, &[]).unwrap_err().to_string(), error);
+    }
+}
 
 type Env<'a> = &'a [(&'a str, &'a str)];
 

@@ -34,17 +34,27 @@ pub(super) fn script(commands: &[&'static Command], aliases: &[(&str, &str)]) ->
                 .flat_map(|option| option.names)
                 .fold(" ".to_owned(), |list, name| list + name + " ")
         };
-        let _ = writeln!(
+        let _ = write!(
             text,
             "        '{}')\n            options='{}'\n            files='{}'\n            \
-             dirs='{}'\n            values='{}'\n            pairs='{}' ;;",
+             dirs='{}'\n            values='{}'\n            pairs='{}'",
             command.name,
             names(|_| true),
             names(|takes| takes == Takes::One("FILE")),
             names(|takes| takes == Takes::One("DIR")),
-            names(|takes| takes != Takes::Nothing),
+            names(|takes| !matches!(takes, Takes::Nothing | Takes::Word(_))),
             names(|takes| matches!(takes, Takes::Two(_, _))),
         );
+        for option in command.options() {
+            let Takes::Word(words) = option.takes else { continue };
+            let (names, words) = (option.names.join("|"), words.join(" "));
+            // Another option may follow as well.
+            let _ = write!(
+                text,
+                "\n            case ${{words[count - 1]}} in {names}) options+='{words} ' ;; esac"
+            );
+        }
+        text.push_str(" ;;\n");
     }
     text.push_str(COMPLETION_END);
     let _ = write!(text, "complete -F _udpferry udpferry");

@@ -31,6 +31,13 @@ static SAMPLE: Command = Command {
                     default: None,
                     help: "A pool of source ports.",
                 },
+                Opt {
+                    names: &["--detect"],
+                    takes: Takes::Word(&["nat", "lifetime"]),
+                    times_max: 1,
+                    default: None,
+                    help: "What to find out.",
+                },
                 Opt::value(&["--log-file"], "FILE", None, "A file."),
                 Opt::value(&["--state-dir"], "DIR", None, "A directory."),
             ],
@@ -69,6 +76,8 @@ Sample options:
       --daemon         Go away.
       --local-udp-addrs ADDR:PORT N
                        A pool of source ports. [up to 2 times]
+      --detect[=nat|lifetime]
+                       What to find out.
       --log-file FILE  A file.
       --state-dir DIR  A directory.
 
@@ -132,6 +141,7 @@ fn man_has_every_section_and_escapes() {
         "\\fB\\-p\\fR, \\fB\\-\\-port\\fR \\fIPORT\\fR",
         "\\&'Quoted at the start.",
         "\\fB\\-\\-local\\-udp\\-addrs\\fR \\fIADDR:PORT N\\fR",
+        "\\fB\\-\\-detect\\fR[=\\fInat|lifetime\\fR]",
         "May be given up to 16 times.",
         "Default: 127.0.0.1:53 [::1]:53.",
     ] {
@@ -158,7 +168,8 @@ fn completions_know_words_options_and_files() {
         "            *:'check') command=\"check ${words[2]}\" ;;",
         "            files=' --log-file '",
         "            dirs=' --state-dir '",
-        "            pairs=' --local-udp-addrs ' ;;",
+        "            pairs=' --local-udp-addrs '",
+        "            case ${words[count - 1]} in --detect) options+='nat lifetime ' ;; esac ;;",
         "            values=' --listen-addr -p --port --local-udp-addrs --log-file --state-dir '",
         "complete -F _udpferry udpferry 'old-sample'",
     ] {

@@ -86,7 +86,7 @@ impl Run {
                     return self.counters.drop(DropReason::UnknownSender, 1);
                 }
                 let source = Source::Relay(Relay { socket, server: from });
-                self.take_tunnelled(source, payload, events, now);
+                self.take_tunnelled(source, Some(member), payload, events, now);
             }
         }
     }

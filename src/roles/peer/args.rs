@@ -6,7 +6,7 @@ use super::{Config, Detection, Forwarding, RoomChoice, Wanted};
 use crate::cli::common::{COMMON, common};
 use crate::cli::flags::{Matches, UsageError};
 use crate::cli::table::{Command, Opt, Takes};
-use crate::cli::values::{count, duration, endpoint, number, text};
+use crate::cli::values::{count, duration, endpoint, number};
 use crate::roles::destination::Destination;
 use crate::runtime::daemon::absolute;
 use crate::wire::peer::NAME_LEN_MAX;
@@ -22,6 +22,11 @@ const PEER_KEYS_MAX: usize = 16;
 /// A NAT's mapping may be given up after 30 s (RFC 4787, REQ-5, asks for 2 minutes; Linux takes
 /// 30 s for one without an answer); longer intervals are for networks that are known.
 const KEEPALIVE: &str = "15";
+
+/// What errors show of a value that has a secret in it.
+const A_SECRET: &str = "(a secret)";
+/// What [`Detection`] there is; the first is that of `--detect` alone.
+const DETECTIONS: &[&str] = &["nat", "lifetime"];
 
 /// The role's command line.
 pub const COMMAND: Command = Command {
@@ -58,7 +63,7 @@ pub const COMMAND: Command = Command {
             "Reach it there: WireGuard's Endpoint is then 127.0.0.1:51821.",
         ),
         (
-            "udpferry peer --server ferry.example.com --detect nat",
+            "udpferry peer --server ferry.example.com --detect",
             "Say what the NAT in front of this host does, and what will work.",
         ),
     ],
@@ -181,13 +186,14 @@ const PATHS: &[Opt] = &[
         "In a pipe: give up, with exit code 1, when nobody has been met after so long; 0 waits \
          for ever.",
     ),
-    Opt::value(
-        &["--detect"],
-        "WHAT",
-        None,
-        "Find out how the NAT behaves, print it, and exit: nat is all but the slow part, lifetime \
-         measures how long a mapping lives too.",
-    ),
+    Opt {
+        names: &["--detect"],
+        takes: Takes::Word(DETECTIONS),
+        times_max: 1,
+        default: None,
+        help: "Find out how the NAT behaves, print it, and exit: nat, which alone it means, is all \
+               but the slow part, lifetime measures how long a mapping lives too.",
+    },
 ];
 
 /// Checks the options and puts them together.
@@ -259,8 +265,8 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
         }
         return Ok(RoomChoice::File(absolute(&path)));
     }
-    let Some(given) = m.one("--room", text)? else { return Err(missing()) };
-    let secret = m.one("--secret", text)?;
+    let Some(given) = m.hidden("--room", A_SECRET)? else { return Err(missing()) };
+    let secret = m.hidden("--secret", A_SECRET)?;
     if let Some(secret) = secret {
         let room = Room::new(&given, &secret);
         return room.map(RoomChoice::Given).map_err(|error| unfit("--secret", error));
@@ -275,7 +281,7 @@ fn room(m: &Matches) -> Result<RoomChoice, UsageError> {
 fn clash(m: &Matches, name: &str, why: &str) -> UsageError {
     match m.wrong(name, why) {
         UsageError::NotAllowed { option, allowed, .. } if matches!(name, "--room" | "--secret") => {
-            UsageError::NotAllowed { option, value: "(a secret)".to_owned(), allowed }
+            UsageError::NotAllowed { option, value: A_SECRET.to_owned(), allowed }
         }
         other => other,
     }
@@ -285,7 +291,7 @@ fn clash(m: &Matches, name: &str, why: &str) -> UsageError {
 fn unfit(option: &str, error: RoomError) -> UsageError {
     UsageError::NotAllowed {
         option: option.to_owned(),
-        value: "(a secret)".to_owned(),
+        value: A_SECRET.to_owned(),
         allowed: error.to_string(),
     }
 }

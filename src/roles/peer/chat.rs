@@ -174,6 +174,11 @@ impl Chat {
         }
     }
 
+    /// Of the peer's chat, once that has begun.
+    pub fn epoch(&self) -> Option<u64> {
+        self.epoch
+    }
+
     /// A line of the peer's.
     pub fn hear<'a>(&mut self, number: u32, body: &'a [u8]) -> Heard<'a> {
         let Ok(text) = std::str::from_utf8(body) else { return Heard::Malformed };

@@ -2,6 +2,7 @@
 
 use super::counters::PathKind;
 use super::member::{Due, Member, Relay, Via};
+use super::own_side::wall_clock_ms;
 use super::receive::Source;
 use super::run::{MEMBERS_MAX, Run, random_number};
 use super::seal::{News, open};
@@ -18,6 +19,12 @@ use crate::wire::rendezvous::MemberId;
 use crate::wire::rendezvous::answer::Introduced;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
+
+/// Members that claim a key that none of them has shown by a handshake: the one whose key it is, and
+/// as many as may be left of it at several servers.
+const CLAIMANTS_MAX: usize = 3;
+/// So long a claimant has its place against others: it is pinged and shaken hands with meanwhile.
+const CLAIM_TIME: Duration = Duration::from_secs(5);
 
 impl Run {
     /// A server introduces a member.
@@ -49,7 +56,7 @@ impl Run {
         if !member.is_news(introduction) {
             return;
         }
-        match member.newest.admit(&announcement) {
+        match member.newest.admit(&announcement, wall_clock_ms()) {
             Ok(News::Newer | News::Same) => {}
             Err(error) => return self.refuse_announcement(id, error.as_str(), now),
         }
@@ -91,18 +98,7 @@ impl Run {
         events: &mut EventLoop,
         now: Instant,
     ) -> Result<usize, String> {
-        let same_key = |it: &Option<Member>| {
-            it.as_ref().is_some_and(|old| old.announcement.public_key == announcement.public_key)
-        };
-        if let Some(old) = self.members.iter().position(same_key) {
-            let known = self.members.get(old).and_then(Option::as_ref);
-            // A server that has not noticed yet, or repeats what it once had.
-            if known.is_some_and(|old| old.announcement.made_ms >= announcement.made_ms) {
-                return Err("it has been started anew since".to_owned());
-            }
-            // The same key under another id, made later: it was started anew.
-            self.remove(old, "comes anew", events);
-        }
+        let taken_epoch = self.make_way(announcement, events, now)?;
         let slot = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
         if slot >= MEMBERS_MAX {
             return Err(format!("{MEMBERS_MAX} members are known"));
@@ -123,12 +119,95 @@ impl Run {
         let shown = name_for_terminal(&announcement.name);
         let name = if shown.is_empty() { "somebody".to_owned() } else { shown };
         let sides = (leads, epoch);
-        let member = Member::new(id, announcement.clone(), name, punch, tunnel, sides, now);
+        let mut member = Member::new(id, announcement.clone(), name, punch, tunnel, sides, now);
+        member.taken_epoch = taken_epoch;
         match self.members.get_mut(slot) {
             Some(place) => *place = Some(member),
             None => self.members.push(Some(member)),
         }
         Ok(slot)
+    }
+
+    /// Whether another member may claim an announcement's key. The one that has shown the key stays
+    /// as it is: anybody who knows the room's secret can announce it. Returns that one's chat.
+    fn make_way(
+        &mut self,
+        announcement: &Announcement,
+        events: &mut EventLoop,
+        now: Instant,
+    ) -> Result<Option<u64>, String> {
+        let (mut claimants, mut oldest, mut taken_epoch) = (0, None, None);
+        for slot in self.slots_with_key(announcement.public_key) {
+            let Some(known) = self.members.get(slot).and_then(Option::as_ref) else { continue };
+            if known.is_proven {
+                // A server that has not noticed yet, or repeats what it once had.
+                if known.newest.outdates(announcement.made_ms, wall_clock_ms()) {
+                    return Err("it has been started anew since".to_owned());
+                }
+                taken_epoch = taken_epoch.or(known.chat.epoch().filter(|_| known.is_here));
+                continue;
+            }
+            claimants += 1;
+            let is_older = |(_, admitted): (usize, Instant)| known.admitted < admitted;
+            if oldest.is_none_or(is_older) {
+                oldest = Some((slot, known.admitted));
+            }
+        }
+        if claimants >= CLAIMANTS_MAX {
+            match oldest.filter(|(_, admitted)| now >= *admitted + CLAIM_TIME) {
+                Some((slot, _)) => self.remove(slot, "has not shown its key", events),
+                None => return Err("too many members claim its key".to_owned()),
+            }
+        }
+        Ok(taken_epoch)
+    }
+
+    /// The members that announce this key.
+    pub(super) fn slots_with_key(&self, key: [u8; 32]) -> Vec<usize> {
+        let has_key = |it: &Option<Member>| {
+            it.as_ref().is_some_and(|member| member.announcement.public_key == key)
+        };
+        (0..self.members.len())
+            .filter(|slot| self.members.get(*slot).is_some_and(has_key))
+            .collect()
+    }
+
+    /// A member has greeted for the first time, which shows that its key is its own. It takes the
+    /// place of the one that had shown the key before: that was started anew. Returns false if it
+    /// is no other one, but somebody who passes its handshake on; that one is not talked to.
+    pub(super) fn takes_place(
+        &mut self,
+        slot: usize,
+        epoch: u64,
+        events: &mut EventLoop,
+        now: Instant,
+    ) -> bool {
+        let Some(member) = self.members.get(slot).and_then(Option::as_ref) else { return false };
+        let (id, key, taken) = (member.id, member.announcement.public_key, member.taken_epoch);
+        let mut others = self.slots_with_key(key);
+        others.retain(|other| *other != slot);
+        let is_here = |other: &usize| {
+            self.members.get(*other).and_then(Option::as_ref).is_some_and(|it| it.is_here)
+        };
+        let before = others.iter().copied().find(is_here);
+        if taken == Some(epoch) && before.is_some() {
+            self.refuse_announcement(id, "it passes on what another member says", now);
+            self.remove(slot, "", events);
+            // The other member may take the newer session's key, which is gone.
+            if let Some(before) = before {
+                self.shake_hands(before);
+            }
+            return false;
+        }
+        for other in others {
+            let Some(rival) = self.member(other) else { continue };
+            if rival.is_proven {
+                self.remove(other, "comes anew", events);
+            } else {
+                rival.taken_epoch = Some(epoch);
+            }
+        }
+        true
     }
 
     /// Forgets a member.

@@ -68,6 +68,13 @@ pub(super) struct Member {
     pub(super) is_here: bool,
     /// When it was introduced last.
     pub(super) introduced: Instant,
+    /// When it was introduced first.
+    pub(super) admitted: Instant,
+    /// A handshake has shown that its key is its own. Until then it is one who claims so.
+    pub(super) is_proven: bool,
+    /// Of the chat with another member that has shown the same key: who greets with the same has
+    /// passed that member's handshake on.
+    pub(super) taken_epoch: Option<u64>,
     introductions: VecDeque<u64>,
     retry: Backoff,
     due: Option<Instant>,
@@ -98,6 +105,9 @@ impl Member {
             epoch,
             is_here: false,
             introduced: now,
+            admitted: now,
+            is_proven: false,
+            taken_epoch: None,
             introductions: VecDeque::new(),
             retry: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             due: None,

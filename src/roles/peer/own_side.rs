@@ -9,12 +9,16 @@ use crate::runtime::event_loop::EventLoop;
 use crate::wire::peer::{Announcement, ENDPOINTS_MAX};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+/// Milliseconds since 1970.
+pub(super) fn wall_clock_ms() -> u64 {
+    let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall_clock.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Run {
     /// Makes a new announcement of what is so now.
     pub(super) fn announce(&mut self) -> Result<(), Error> {
-        let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall_clock_ms = u64::try_from(wall_clock.as_millis()).unwrap_or(u64::MAX);
-        let made_ms = made_ms(wall_clock_ms, self.last_made_ms);
+        let made_ms = made_ms(wall_clock_ms(), self.last_made_ms);
         self.last_made_ms = Some(made_ms);
         let announcement = Announcement {
             public_key: self.handshakes.public().0,

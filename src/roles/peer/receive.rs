@@ -13,7 +13,7 @@ use super::tunnel::{Addressee, Knock, Outcome, Refusal, addressee};
 use crate::net::sys::mmsg::receive::ReceiveQueue;
 use crate::runtime::event_loop::EventLoop;
 use crate::wire::peer::{Kind, Message, PROBE_MAGIC, Probe, ProbeKind, parse_greeting};
-use crate::wire::rendezvous::is_rendezvous;
+use crate::wire::rendezvous::{MemberId, is_rendezvous};
 use mio::Token;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -79,7 +79,7 @@ impl Run {
             Source::Direct { socket, from } if datagram.starts_with(&PROBE_MAGIC) => {
                 self.take_probe(socket, from, datagram, events, now);
             }
-            _ => self.take_tunnelled(source, datagram, events, now),
+            _ => self.take_tunnelled(source, None, datagram, events, now),
         }
     }
 
@@ -121,10 +121,11 @@ impl Run {
         self.drive(slot, events, now);
     }
 
-    /// A datagram of WireGuard.
+    /// A datagram of WireGuard; `relayed` is whose a relay says that it is.
     pub(super) fn take_tunnelled(
         &mut self,
         source: Source,
+        relayed: Option<MemberId>,
         datagram: &[u8],
         events: &mut EventLoop,
         now: Instant,
@@ -133,7 +134,9 @@ impl Run {
         let mut scratch = std::mem::take(&mut self.scratch);
         let slot = match addressee(datagram) {
             Some(Addressee::Tunnel(index)) => usize::try_from(index).ok(),
-            Some(Addressee::Initiation) => self.slot_of_knock(source, datagram, &mut scratch),
+            Some(Addressee::Initiation) => {
+                self.slot_of_knock(source, relayed, datagram, &mut scratch)
+            }
             None => {
                 self.counters.drop(DropReason::Malformed, 1);
                 None
@@ -148,14 +151,13 @@ impl Run {
     fn slot_of_knock(
         &mut self,
         source: Source,
+        relayed: Option<MemberId>,
         datagram: &[u8],
         scratch: &mut [u8],
     ) -> Option<usize> {
         match self.handshakes.sender_of(source.ip(), datagram, scratch) {
             Knock::Member(key) => {
-                let slot = self.members.iter().position(|it| {
-                    it.as_ref().is_some_and(|member| member.announcement.public_key == key.0)
-                });
+                let slot = self.slot_of_key(key, source, relayed);
                 if slot.is_none() {
                     self.counters.drop(DropReason::UnknownSender, 1);
                 }
@@ -172,6 +174,27 @@ impl Run {
                 None
             }
         }
+    }
+
+    /// Which of the members that announce a key has sent an initiation: an initiation does not say
+    /// which id it is of.
+    fn slot_of_key(
+        &self,
+        key: PublicKey,
+        source: Source,
+        relayed: Option<MemberId>,
+    ) -> Option<usize> {
+        self.slots_with_key(key.0).into_iter().max_by_key(|slot| {
+            let member = self.members.get(*slot).and_then(Option::as_ref);
+            member.map(|member| {
+                let is_its_path = match source {
+                    Source::Direct { from, .. } => member.punch.has_heard(from),
+                    Source::Relay(_) => relayed == Some(member.id),
+                };
+                // One that was started anew at the port that it had before has the newer id.
+                (is_its_path, is_its_path != member.is_proven)
+            })
+        })
     }
 
     fn refuse(&mut self, refusal: Refusal) {
@@ -200,6 +223,7 @@ impl Run {
         let mut is_reached = false;
         let outcome = member.tunnel.receive(source.ip(), datagram, scratch);
         let is_authentic = matches!(outcome, Outcome::Message(_) | Outcome::Keepalive);
+        member.is_proven |= member.tunnel.is_established();
         if is_authentic {
             match source {
                 Source::Direct { socket, from } => member.punch.data_heard(from, socket, now),
@@ -271,7 +295,7 @@ impl Run {
                     None => self.counters.drop(DropReason::NoFlow, 1),
                 }
             }
-            Kind::Here => self.take_greeting(slot, message, now),
+            Kind::Here => self.take_greeting(slot, message, events, now),
             Kind::Line => self.take_line(slot, message),
             Kind::Got => {
                 let took = self.member(slot).and_then(|it| it.chat.got(message.number, now));
@@ -301,11 +325,21 @@ impl Run {
         }
     }
 
-    fn take_greeting(&mut self, slot: usize, message: &Message<'_>, now: Instant) {
-        let Some(member) = self.member(slot) else { return };
+    fn take_greeting(
+        &mut self,
+        slot: usize,
+        message: &Message<'_>,
+        events: &mut EventLoop,
+        now: Instant,
+    ) {
         let Some(greeting) = parse_greeting(message.body) else {
             return self.counters.drop(DropReason::Malformed, 1);
         };
+        let is_here = self.member(slot).is_some_and(|member| member.is_here);
+        if !is_here && !self.takes_place(slot, greeting.epoch, events, now) {
+            return;
+        }
+        let Some(member) = self.member(slot) else { return };
         member.chat.begins(greeting.epoch);
         let is_new = member.greeted();
         if is_new {

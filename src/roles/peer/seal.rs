@@ -16,6 +16,10 @@ pub const NONCE_LEN: usize = 24;
 
 const TAG_LEN: usize = 16;
 
+/// How far ahead of the own clock a made-time counts: a clock may be in another time zone, and who
+/// lies, or had a wrong clock, is heard again after a day.
+const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// Why an announcement was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealError {
@@ -103,8 +107,10 @@ pub enum News {
 
 /// What was last heard of a member: one per member, as long as it is known.
 ///
-/// Made-times are compared with each other only, never with the own clock: the hosts' clocks may
-/// be years apart, and a member that lies about its time can only outdate itself.
+/// Made-times are compared with each other, as the hosts' clocks may be years apart; the own clock
+/// bounds only how far ahead one of them counts. Whoever knows the room's secret can announce any
+/// key and any time: a made-time outdates other announcements of the same member, and those of
+/// other members with its key only once it has shown by a handshake that the key is its own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Newest {
     last: Option<(u64, [u8; 32])>,
@@ -112,18 +118,32 @@ pub struct Newest {
 
 impl Newest {
     /// Takes an announcement that was opened, unless a later one is known.
-    pub fn admit(&mut self, announcement: &Announcement) -> Result<News, SealError> {
+    pub fn admit(
+        &mut self,
+        announcement: &Announcement,
+        wall_clock_ms: u64,
+    ) -> Result<News, SealError> {
+        let made_ms = bounded(announcement.made_ms, wall_clock_ms);
         let news = match self.last {
             Some((_, key)) if key != announcement.public_key => return Err(SealError::KeyChanged),
-            Some((made_ms, _)) if made_ms > announcement.made_ms => {
+            Some(_) if self.outdates(announcement.made_ms, wall_clock_ms) => {
                 return Err(SealError::Outdated);
             }
-            Some((made_ms, _)) if made_ms == announcement.made_ms => News::Same,
+            Some((last, _)) if last == made_ms => News::Same,
             _ => News::Newer,
         };
-        self.last = Some((announcement.made_ms, announcement.public_key));
+        self.last = Some((made_ms, announcement.public_key));
         Ok(news)
     }
+
+    /// Whether a later announcement is known than one of that time.
+    pub fn outdates(&self, made_ms: u64, wall_clock_ms: u64) -> bool {
+        self.last.is_some_and(|(last, _)| bounded(last, wall_clock_ms) > made_ms)
+    }
+}
+
+fn bounded(made_ms: u64, wall_clock_ms: u64) -> u64 {
+    made_ms.min(wall_clock_ms.saturating_add(AHEAD_MAX_MS))
 }
 
 /// The made-time of an announcement that follows one of `last_ms`: the wall clock, or a millisecond
@@ -225,13 +245,31 @@ mod tests {
     fn the_later_announcement_counts() {
         let at = |made_ms| Announcement { made_ms, ..announcement() };
         let mut newest = Newest::default();
-        assert_eq!(newest.admit(&at(100)), Ok(News::Newer));
-        assert_eq!(newest.admit(&at(100)), Ok(News::Same));
-        assert_eq!(newest.admit(&at(99)), Err(SealError::Outdated));
-        assert_eq!(newest.admit(&at(u64::MAX)), Ok(News::Newer), "clocks may be far apart");
-        assert_eq!(newest.admit(&at(101)), Err(SealError::Outdated));
+        let wall = 5_000;
+        assert_eq!(newest.admit(&at(100), wall), Ok(News::Newer), "clocks may be far apart");
+        assert_eq!(newest.admit(&at(100), wall), Ok(News::Same));
+        assert_eq!(newest.admit(&at(99), wall), Err(SealError::Outdated));
+        assert_eq!(newest.admit(&at(u64::MAX), wall), Ok(News::Newer));
+        assert_eq!(newest.admit(&at(101), wall), Err(SealError::Outdated));
         let other = Announcement { public_key: [9; 32], ..at(u64::MAX) };
-        assert_eq!(newest.admit(&other), Err(SealError::KeyChanged));
+        assert_eq!(newest.admit(&other, wall), Err(SealError::KeyChanged));
+    }
+
+    #[test]
+    fn a_time_far_ahead_counts_for_a_day() {
+        let at = |made_ms| Announcement { made_ms, ..announcement() };
+        let mut newest = Newest::default();
+        let wall = announcement().made_ms;
+        assert_eq!(newest.admit(&at(u64::MAX), wall), Ok(News::Newer));
+        assert_eq!(newest.admit(&at(wall), wall), Err(SealError::Outdated));
+        let day_later = wall + AHEAD_MAX_MS + 1;
+        assert_eq!(newest.admit(&at(day_later), day_later), Ok(News::Newer));
+        // A member whose clock is years ahead of ours is heard all the same, and a receiver whose
+        // clock is set back does not take it for outdated.
+        let ahead = wall + 1_000 * AHEAD_MAX_MS;
+        assert_eq!(newest.admit(&at(ahead), day_later), Ok(News::Newer));
+        assert_eq!(newest.admit(&at(ahead + 1), day_later + 1), Ok(News::Newer));
+        assert_eq!(newest.admit(&at(wall), 0), Ok(News::Newer));
     }
 
     #[test]

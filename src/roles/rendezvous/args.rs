@@ -153,7 +153,11 @@ const RELAY: &[Opt] = &[
 ];
 
 const PLAIN: &[Opt] = &[
-    Opt::switch(&["--no-legacy"], "Drop text; no plain clients."),
+    Opt::switch(
+        &["--no-legacy"],
+        "Drop text: no plain clients, and no answer that is longer than what an unproven address sent, \
+         STUN's apart.",
+    ),
     Opt::value(
         &["--waiting-expiry"],
         "TIME",
@@ -238,7 +242,7 @@ pub(super) fn config(m: &Matches) -> Result<Config, UsageError> {
 
 /// Its value, which may hold a password, is not shown.
 fn store(m: &Matches) -> Result<Option<StoreUrl>, UsageError> {
-    let Some(text) = m.one("--registry", |text| Ok(text.to_owned()))? else { return Ok(None) };
+    let Some(text) = m.hidden("--registry", "the URL")? else { return Ok(None) };
     StoreUrl::parse(&text).map(Some).map_err(|allowed| UsageError::NotAllowed {
         option: "--registry".to_owned(),
         value: "the URL".to_owned(),
@@ -318,6 +322,7 @@ mod tests {
     use super::*;
     use crate::cli::flags::{Parsed, parse};
     use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
 
     fn read(args: &[&str]) -> Result<Config, UsageError> {
         let args = args.iter().map(OsString::from).collect();
@@ -337,6 +342,22 @@ mod tests {
             said(&["--registry", "redis://:s3cr/et@h"]),
             "--registry: \"the URL\" is not allowed: the number of a database after /"
         );
+        let not_text = OsString::from_vec(b"redis://:s3cret\xff@h".to_vec());
+        let Parsed::Run(matches) =
+            parse(&COMMAND, vec!["--registry".into(), not_text.clone()], &|_| None).unwrap()
+        else {
+            panic!("no command");
+        };
+        assert_eq!(
+            config(&matches).unwrap_err().to_string(),
+            "--registry: \"the URL\" is not allowed: text in UTF-8"
+        );
+        let env = |name: &str| (name == "UDPFERRY_REGISTRY").then(|| not_text.clone());
+        let Parsed::Run(matches) = parse(&COMMAND, Vec::new(), &env).unwrap() else {
+            panic!("no command");
+        };
+        let said = config(&matches).unwrap_err().to_string();
+        assert!(said.starts_with("UDPFERRY_REGISTRY: ") && !said.contains("s3cret"), "{said}");
     }
 
     #[test]

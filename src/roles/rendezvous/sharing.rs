@@ -33,6 +33,10 @@ impl Desk {
 
     fn hear(&mut self, now: Instant, told: Told) {
         let no_room = match told {
+            Told::Up => {
+                self.registry.store_came_up(now);
+                0
+            }
             Told::Found { room, member, news, all, rtt } => {
                 self.registry.set_store_rtt(rtt);
                 let seen = all.iter().filter_map(|it| {

@@ -60,6 +60,13 @@ impl Punch {
         true
     }
 
+    /// Whether a ping of the member came from there lately, or its path leads there.
+    pub fn has_heard(&self, source: SocketAddr) -> bool {
+        let source = canonical(source);
+        self.path().is_some_and(|path| path.endpoint == source)
+            || self.heard.iter().any(|(_, _, from)| *from == source)
+    }
+
     /// A pong whose code is right came from the member; `seen` is what it says. False if it answers
     /// nothing.
     pub fn pong_heard(

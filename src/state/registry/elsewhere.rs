@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// Servers at which one member is known to be; peers take four.
 const PLACES_MAX: usize = 8;
+/// So much later than one server another one finds a store that is there again: both look for it
+/// every 10 s, a fifth more or less.
+const COMES_BACK_MAX: Duration = Duration::from_secs(12);
 
 /// A member at another server.
 #[derive(Debug, Clone, Copy)]
@@ -56,13 +59,20 @@ pub struct Found<'a> {
 impl Registry {
     /// From now on the rooms are shared with others; this server is `own` to them.
     pub fn share(&mut self, own: ServerId) {
-        self.sharing = Some(Sharing { own, rtt: Duration::ZERO });
+        self.sharing = Some(Sharing { own, rtt: Duration::ZERO, up: None });
     }
 
     /// The round trip to the store, as it was measured last.
     pub fn set_store_rtt(&mut self, rtt: Duration) {
         if let Some(sharing) = &mut self.sharing {
             sharing.rtt = rtt;
+        }
+    }
+
+    /// The store is there, first or again.
+    pub fn store_came_up(&mut self, now: Instant) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.up = Some(now);
         }
     }
 
@@ -282,8 +292,8 @@ impl Registry {
         }
     }
 
-    /// Whoever the store does not have is not there; but for who has just refreshed, as a store that
-    /// comes back may be empty.
+    /// Whoever the store does not have is not there; but for who has just refreshed, and until the
+    /// others have come back to a store that was away, as it may be empty.
     fn forget_missing(
         &mut self,
         now: Instant,
@@ -293,6 +303,10 @@ impl Registry {
     ) {
         // Longer than from one refresh to the next.
         let fresh = self.limits.expiry / 3;
+        let up = self.sharing.and_then(|sharing| sharing.up);
+        if up.is_some_and(|up| now.saturating_duration_since(up) < fresh + COMES_BACK_MAX) {
+            return;
+        }
         let members = self.rooms.get(room).map(|room| room.members.clone()).unwrap_or_default();
         for slot in members {
             let Some(member) = self.members.get_mut(slot) else { continue };

@@ -84,6 +84,8 @@ struct Sharing {
     own: ServerId,
     /// The round trip to the store.
     rtt: Duration,
+    /// Since when the store is there.
+    up: Option<Instant>,
 }
 
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! commands go out as they come, and answers come in the order of the commands.
 
 use super::session::{Asked, End, Session, lost};
-use super::talk::{Heard, Refusal, is_message, read_found};
+use super::talk::{Heard, Refusal, SetUp, is_message, read_found, words};
 use super::{Task, Told};
 use crate::error::Error;
 use crate::net::random;
@@ -162,7 +162,7 @@ impl Link {
             match connect::connect(&mut self.events, STREAM, &target, now + share, &is_closed) {
                 Ok(Some(stream)) => return Ok(stream),
                 Ok(None) => return Err(End::Closed),
-                Err(failed) => cause = format!("{address}: {}", words(failed)),
+                Err(failed) => cause = format!("{address}: {}", why(failed)),
             }
         }
         Err(End::Failed(StoreFailure::Connect, cause))
@@ -272,12 +272,10 @@ impl Link {
             };
             session.heard = clock::now();
             match heard {
-                Heard::Answer(answer) => self.answered(session, answer)?,
+                Heard::Answer(answer) => self.answered(session, answer, pauses)?,
                 Heard::Subscribed => {
-                    session.is_up = true;
-                    pauses.succeeded();
-                    self.counters.store_up.set(1);
-                    log::info!("registry at {}: connected", self.url);
+                    let steps = session.commands.prove(self.own, self.ttl);
+                    session.expect(steps.map(Asked::SetUp));
                 }
                 Heard::Published(message) if is_message(&message) => {
                     self.counters.store_messages.increment();
@@ -291,11 +289,16 @@ impl Link {
         Ok(false)
     }
 
-    fn answered(&mut self, session: &mut Session, answer: Value) -> Result<(), End> {
+    fn answered(
+        &mut self,
+        session: &mut Session,
+        answer: Value,
+        pauses: &mut Backoff,
+    ) -> Result<(), End> {
         let Some((since, asked)) = session.asked.pop_front() else {
             // SUBSCRIBE has no answer but a push, unless it is refused.
             if let Value::ServerError(error) = answer {
-                return Err(End::Failed(StoreFailure::Refused, error.to_string()));
+                return Err(End::Failed(StoreFailure::Refused, words(&error)));
             }
             return Err(End::Failed(
                 StoreFailure::Lost,
@@ -306,6 +309,13 @@ impl Link {
             Asked::SetUp(step) => {
                 let refused = |cause| End::Failed(StoreFailure::Refused, cause);
                 session.commands.set_up(step, answer).map_err(refused)?;
+                if step == SetUp::Write {
+                    session.is_up = true;
+                    pauses.succeeded();
+                    self.counters.store_up.set(1);
+                    self.tell(Told::Up);
+                    log::info!("registry at {}: connected", self.url);
+                }
             }
             Asked::Put { room, member, news } => match read_found(answer) {
                 Ok((all, malformed)) => {
@@ -347,7 +357,7 @@ impl Link {
     }
 }
 
-fn words(failed: Failed) -> String {
+fn why(failed: Failed) -> String {
     match failed {
         Failed::Connect(error) | Failed::System(error) => error.to_string(),
         Failed::Timeout => "no answer in time".to_owned(),

@@ -80,6 +80,8 @@ pub(super) struct Written {
 /// What the store says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Told {
+    /// It is there, first or again.
+    Up,
     /// A member is written down; these are in the room at other servers.
     Found {
         /// The room.

@@ -48,7 +48,7 @@ pub(super) struct Session {
     pub(super) asked: VecDeque<(Instant, Asked)>,
     /// When something came last.
     pub(super) heard: Instant,
-    /// It hears what others publish.
+    /// It hears what others publish, and takes what is written.
     pub(super) is_up: bool,
 }
 

@@ -3,10 +3,10 @@
 
 use super::Written;
 use crate::roles::rendezvous::store_url::StoreUrl;
-use crate::wire::rendezvous::RoomId;
 use crate::wire::rendezvous::shared::{
     Place, RECORD_LEN_MAX, ServerId, parse_message, parse_place, parse_record, write_place,
 };
+use crate::wire::rendezvous::{MemberId, RoomId};
 use redis::{Cmd, Parser, PushKind, ServerError, ServerErrorKind, Value, cmd};
 use std::fmt::Write as _;
 use std::io::{self, Read};
@@ -33,6 +33,10 @@ pub(super) enum SetUp {
     Select,
     LoadPut,
     LoadRemove,
+    /// A member that is none is written down, which shows that others can be.
+    Write,
+    /// And crossed out.
+    Erase,
 }
 
 impl Commands {
@@ -65,21 +69,28 @@ impl Commands {
         expected
     }
 
+    /// Goes on when `own` is subscribed to. A server that is somebody's replica, or whose disk is full,
+    /// has taken all so far. No right is needed that members do not need.
+    pub(super) fn prove(&mut self, own: ServerId, ttl: Duration) -> [SetUp; 2] {
+        // Server ids are random, as rooms' are: nobody's room.
+        let mut room = [0; 16];
+        room[..own.0.len()].copy_from_slice(&own.0);
+        let place = Place { member: MemberId([0; 8]), server: own };
+        self.put(RoomId(room), place, &[0; 4], ttl);
+        self.remove(RoomId(room), place);
+        [SetUp::Write, SetUp::Erase]
+    }
+
     /// Takes an answer to the beginning; the error is for people.
     pub(super) fn set_up(&mut self, step: SetUp, answer: Value) -> Result<(), String> {
         if let Value::ServerError(error) = answer {
-            // A server that does not know HELLO answers with all of it, and so with the password.
             return Err(match step {
-                SetUp::Hello => format!(
-                    "{}: it refuses HELLO 3: Redis 6.0 or later is needed, and a user and password \
-                     that it knows",
-                    error.code()
-                ),
-                _ => error.to_string(),
+                SetUp::Hello => why_no_hello(&error),
+                _ => words(&error),
             });
         }
         let script = match step {
-            SetUp::Hello | SetUp::Select => return Ok(()),
+            SetUp::Hello | SetUp::Select | SetUp::Write | SetUp::Erase => return Ok(()),
             SetUp::LoadPut => &mut self.put,
             SetUp::LoadRemove => &mut self.remove,
         };
@@ -182,6 +193,38 @@ impl<R: Read> Read for Noted<R> {
     }
 }
 
+/// Why HELLO with its AUTH was refused. A server that does not know HELLO answers with all of it, and
+/// so with the password: of its words nothing is repeated but the code.
+fn why_no_hello(error: &ServerError) -> String {
+    let (code, details) = (error.code(), error.details().unwrap_or_default());
+    let why = match code {
+        "WRONGPASS" => "the user or password is wrong, or the user is disabled",
+        "NOAUTH" => "it wants a password, and the URL has none",
+        "NOPERM" => "the user may not say HELLO or CLIENT SETNAME",
+        "DENIED" => "it is in protected mode: without a password it talks to its own host alone",
+        "LOADING" => "it is still loading its data",
+        "NOPROTO" => "it does not speak RESP3: Redis 6.0 or later is needed",
+        "ERR" if details.starts_with("unknown command") => {
+            "it does not know HELLO: Redis 6.0 or later is needed"
+        }
+        "ERR" if details.starts_with("max number of clients") => "it has too many clients",
+        _ => {
+            "it refuses HELLO 3: Redis 6.0 or later is needed, and a user and password that it knows"
+        }
+    };
+    format!("{code}: {why}")
+}
+
+/// What Redis says to a command without secrets.
+pub(super) fn words(error: &ServerError) -> String {
+    let details = error.details().unwrap_or_default();
+    let hint = match error.kind() {
+        Some(ServerErrorKind::NoPerm) => "; the rights needed are in docs/protocols/rendezvous.md",
+        _ => "",
+    };
+    format!("{}: {details}{hint}", error.code())
+}
+
 /// What Redis would not do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -209,7 +252,7 @@ fn is_lasting(error: &ServerError) -> bool {
 
 impl From<ServerError> for Refusal {
     fn from(error: ServerError) -> Refusal {
-        Refusal { is_lasting: is_lasting(&error), cause: error.to_string() }
+        Refusal { is_lasting: is_lasting(&error), cause: words(&error) }
     }
 }
 
@@ -291,11 +334,26 @@ mod tests {
 
     #[test]
     fn nobody_sees_the_password_in_what_an_old_server_repeats() {
-        let line =
-            "-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `s3cret`\r\n";
-        let answer = Value::ServerError(error(line));
-        let said = Commands::new().set_up(SetUp::Hello, answer).unwrap_err();
-        assert!(said.contains("ERR") && said.contains("6.0") && !said.contains("s3cret"), "{said}");
+        let said = |line: &str| {
+            let answer = Value::ServerError(error(line));
+            Commands::new().set_up(SetUp::Hello, answer).unwrap_err()
+        };
+        for (line, words) in [
+            (
+                "-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `s3cret`\r\n",
+                "ERR: it does not know HELLO: Redis 6.0",
+            ),
+            ("-ERR max number of clients reached\r\n", "ERR: it has too many clients"),
+            ("-ERR s3cret\r\n", "ERR: it refuses HELLO 3"),
+            ("-WRONGPASS invalid username-password pair s3cret\r\n", "WRONGPASS: the user or"),
+            ("-NOAUTH HELLO must be called with the client already\r\n", "NOAUTH: it wants a pass"),
+            ("-NOPERM User ferry has no permissions\r\n", "NOPERM: the user may not"),
+            ("-DENIED Redis is running in protected mode\r\n", "DENIED: it is in protected mode"),
+            ("-LOADING Redis is loading the dataset in memory\r\n", "LOADING: it is still"),
+        ] {
+            let said = said(line);
+            assert!(said.starts_with(words) && !said.contains("s3cret"), "{said}");
+        }
     }
 
     #[test]

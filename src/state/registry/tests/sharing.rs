@@ -270,6 +270,34 @@ fn a_store_that_comes_back_empty_takes_nobody_away_who_is_there() {
     assert_eq!(found(LIMITS.expiry / 3, &[]), 0, "it has not refreshed");
 }
 
+#[test]
+fn after_an_outage_others_have_time_to_write_their_members_down_again() {
+    let mut cluster = Cluster::new(1, LIMITS);
+    let registry = &mut cluster.servers[0].registry;
+    let (now, mut notices) = (base(), Vec::new());
+    registry.register(now, &entry(1, v4(1)), &mut || 1, &mut notices).unwrap();
+    let endpoints = Endpoints { first: v4(9).endpoint, second: None };
+    let seen = [Seen {
+        place: Place { member: member(2), server: id(9) },
+        record: Record { news: 1, rtt_ms: 0, endpoints, sealed: b"" },
+        age: Duration::from_secs(1),
+    }];
+    let found = Found { room: room(1), member: member(1), news: 1, all: &seen };
+    registry.found(now, &found, &mut || 1, &mut notices);
+    let found = Found { all: &[], ..found };
+    // Away for longer than from one refresh to the next, and back without anything.
+    let back = now + LIMITS.expiry / 2;
+    registry.store_came_up(back);
+    registry.found(back, &found, &mut || 1, &mut notices);
+    let later = back + Duration::from_secs(12 + 15);
+    registry.found(later, &found, &mut || 1, &mut notices);
+    assert_eq!(registry.members_elsewhere(), 1);
+    assert!(!notices.iter().any(|notice| matches!(notice, Notice::Gone { .. })));
+    let later = back + Duration::from_secs(12) + LIMITS.expiry / 3;
+    registry.found(later, &found, &mut || 1, &mut notices);
+    assert_eq!(registry.members_elsewhere(), 0, "nobody has written it down");
+}
+
 /// A seeded walk over three servers: whatever happens, the tables agree; and once all is quiet each
 /// server knows of everybody.
 #[test]

@@ -44,8 +44,9 @@ load load --echo ADDR [--gateway ADDR | --tunnel ADDR] [--clients N] [--flows N]
     else it talks to the echo server itself. CPU times and sizes are those of the pids.
 load flood --sink ADDR --to ADDR [--payload BYTES] [--seconds S]
     Sends to ADDR as fast as it can, and counts what arrives at the sink. Prints JSON.
-load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--server-pids PID,PID]
+load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--server-pids PID,PID] [--echoed]
     Keeps N STUN Binding requests in flight from each of N ports, verifies each answer, prints JSON.
+    --echoed: the server is a bare echo server, and each answer the request.
 load chat [--near COMMAND --far COMMAND] [--seconds S] [--warm-up S]
     Carries lines into one program, out of the other, and back, one at a time. Prints JSON. Without
     programs: through cat on both sides.
@@ -143,6 +144,7 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
                 warm_up: seconds(or(&mut args, "--warm-up", 0.5)?)?,
                 duration: seconds(or(&mut args, "--seconds", 3.0)?)?,
                 server_pids: pids(&mut args, "--server-pids")?,
+                is_echoed: args.contains("--echoed"),
             };
             nothing_left(args)?;
             stun::run(&workload)

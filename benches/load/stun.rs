@@ -31,6 +31,8 @@ pub(crate) struct Workload {
     pub(crate) warm_up: Duration,
     pub(crate) duration: Duration,
     pub(crate) server_pids: Vec<u32>,
+    /// The server is a bare echo server: what comes back is what was sent.
+    pub(crate) is_echoed: bool,
 }
 
 struct Port {
@@ -44,6 +46,7 @@ struct Load {
     clock: Clock,
     run: [u8; 4],
     ports: Vec<Port>,
+    is_echoed: bool,
     requests: Vec<[u8; HEADER_LEN]>,
     sending: SendQueue,
     receiving: ReceiveQueue,
@@ -77,6 +80,7 @@ pub(crate) fn run(workload: &Workload) -> Result<(), Failure> {
         clock: Clock::start(),
         run: std::process::id().to_be_bytes(),
         ports: ports.map_err(failed(format!("cannot connect to udp {}", workload.server)))?,
+        is_echoed: workload.is_echoed,
         requests: Vec::with_capacity(workload.window),
         sending: SendQueue::default(),
         receiving: ReceiveQueue::default(),
@@ -192,6 +196,7 @@ impl Load {
                     for datagram in
                         self.receiving.messages().flat_map(|message| message.datagrams())
                     {
+                        let read = if self.is_echoed { read_request } else { read };
                         match read(datagram, self.run, port.address) {
                             Some(sent_ns) => {
                                 self.bindings += 1;
@@ -259,6 +264,14 @@ fn read(datagram: &[u8], run: [u8; 4], address: SocketAddr) -> Option<u64> {
         return None;
     }
     id[..8].try_into().ok().map(u64::from_be_bytes)
+}
+
+/// When this request was made, if we made it.
+fn read_request(datagram: &[u8], run: [u8; 4], _address: SocketAddr) -> Option<u64> {
+    let request = Message::parse(datagram).ok().filter(|it| it.class == Class::Request)?;
+    let id = request.id.id();
+    let made = id[..8].try_into().ok().map(u64::from_be_bytes);
+    made.filter(|_| id[8..] == run)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -23,7 +23,12 @@ const TUNNEL: &[Opt] = &[
         None,
         "The tunnel's device. Without it, the only one that there is (of status: all).",
     ),
-    Opt::value(&["--runtime-dir"], "DIR", Some("/run/udpferry-vpn"), "The tunnel's own --runtime-dir."),
+    Opt::value(
+        &["--runtime-dir"],
+        "DIR",
+        Some("/run/udpferry-vpn"),
+        "The tunnel's own --runtime-dir.",
+    ),
 ];
 
 const FORMAT: &[Opt] =

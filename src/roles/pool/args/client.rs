@@ -117,7 +117,7 @@ pub(in crate::roles::pool) const CLIENT_TLS: &[Opt] = &[
 
 /// Checks the options and puts them together.
 pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig, UsageError> {
-    let shared = shared_config(m)?;
+    let shared = shared_config(m, &THEIR_TLS)?;
     let tls = client_tls(m, &shared.destination.host)?;
     if m.given("--mark") && m.given("--user") {
         return Err(m.wrong("--mark", "not together with --user, which gives up CAP_NET_ADMIN"));
@@ -140,15 +140,17 @@ pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig,
     })
 }
 
+/// Options of TLS that the peer has as well.
+const THEIR_TLS: [&str; 5] =
+    ["--cert", "--key", "--cafile", "--no-hostname-check", "--tls-servername"];
+
 /// How the options want TLS with `host`; `None` for none.
 pub(in crate::roles::pool) fn client_tls(
     m: &Matches,
     host: &str,
 ) -> Result<Option<ClientTls>, UsageError> {
     if m.flag("--no-tls") {
-        let tls_options =
-            ["--cert", "--key", "--cafile", "--no-hostname-check", "--tls-servername", "--alpn"];
-        refuse_without_tls(m, &tls_options)?;
+        refuse_without_tls(m, "--alpn")?;
         return Ok(None);
     }
     if m.flag("--no-hostname-check") && !m.given("--cafile") {

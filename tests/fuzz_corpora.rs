@@ -1,5 +1,7 @@
 //! Every fuzz target over its corpus, without libFuzzer: what fuzzing has found stays found, and a
 //! target that asserts what no longer holds is noticed without fuzzing.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+#![allow(clippy::print_stdout)] // Shown when a test fails: which input it was.
 
 // The targets import their macro from there.
 extern crate self as libfuzzer_sys;
@@ -16,12 +18,11 @@ macro_rules! targets {
     ($($target:ident $path:literal,)*) => {
         $(
             // A program of its own, with the attributes of one.
-            #[allow(unused_attributes, unused_imports, clippy::pedantic)]
+            #[allow(unused_attributes, unused_imports, clippy::all, clippy::pedantic)]
             #[path = $path]
             mod $target;
         )*
 
-        /// Each as a test: a panic is a failure, and the input's name is in the test's output.
         mod replays {
             $(
                 #[test]

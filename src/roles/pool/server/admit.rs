@@ -52,9 +52,10 @@ impl Server {
         if !has_room || self.connections.len() >= 2 * max {
             self.shared.counters.set_up_failed(SetUpFailure::Limit);
             if let Some(more) = self.limit_log.pass(now) {
-                let limit = match lacks_descriptors {
-                    true => format!("{staying} are open, and descriptors allow no more"),
-                    false => format!("--max-connections {max} are open"),
+                let limit = if lacks_descriptors {
+                    format!("{staying} are open, and descriptors allow no more")
+                } else {
+                    format!("--max-connections {max} are open")
                 };
                 log::warn!("connection {address}: refused: {limit} ({more} more lines)");
             }
@@ -189,9 +190,10 @@ impl Server {
         let max = self.config.shared.sessions_max;
         let lacks_descriptors = !self.has_descriptors();
         if (self.sessions.len() >= max || lacks_descriptors) && !self.give_up_session(|_| true) {
-            return Err(match lacks_descriptors {
-                true => "no descriptors for another session".to_owned(),
-                false => format!("--max-sessions {max} are open"),
+            return Err(if lacks_descriptors {
+                "no descriptors for another session".to_owned()
+            } else {
+                format!("--max-sessions {max} are open")
             });
         }
         if let Some(lookup) = &self.lookup {

@@ -4,7 +4,7 @@ mod client;
 mod server;
 
 pub use client::CLIENT_COMMAND;
-pub(super) use client::{CLIENT_TLS, client_config, client_tls};
+pub(super) use client::{CLIENT_TLS, client_config, strict_client_tls};
 pub use server::SERVER_COMMAND;
 pub(super) use server::server_config;
 
@@ -65,11 +65,7 @@ const MAX_SESSIONS: Opt = Opt::value(
      server first gives up one without connections, or one that has never carried a datagram.",
 );
 
-const NO_TLS: Opt = Opt::switch(
-    &["--no-tls"],
-    "Plain TCP: anybody on the path reads along. The other options of TLS have no effect then, as in \
-     udp-over-tls-pool.",
-);
+const NO_TLS: Opt = Opt::switch(&["--no-tls"], "Plain TCP: anybody on the path reads along.");
 
 const KEY: Opt = Opt::value(
     &["--key", "-k"],

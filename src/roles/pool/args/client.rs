@@ -145,10 +145,7 @@ const THEIR_TLS: [&str; 5] =
     ["--cert", "--key", "--cafile", "--no-hostname-check", "--tls-servername"];
 
 /// How the options want TLS with `host`; `None` for none.
-pub(in crate::roles::pool) fn client_tls(
-    m: &Matches,
-    host: &str,
-) -> Result<Option<ClientTls>, UsageError> {
+fn client_tls(m: &Matches, host: &str) -> Result<Option<ClientTls>, UsageError> {
     if m.flag("--no-tls") {
         refuse_without_tls(m, "--alpn")?;
         return Ok(None);
@@ -169,6 +166,18 @@ pub(in crate::roles::pool) fn client_tls(
         checks_name: !m.flag("--no-hostname-check"),
         alpn: m.one("--alpn", super::alpn)?,
     }))
+}
+
+/// The same, without mercy for options that have no effect: nobody comes to a check with a line of
+/// the peer's.
+pub(in crate::roles::pool) fn strict_client_tls(
+    m: &Matches,
+    host: &str,
+) -> Result<Option<ClientTls>, UsageError> {
+    if m.flag("--no-tls") {
+        THEIR_TLS.iter().try_for_each(|name| refuse_without_tls(m, name))?;
+    }
+    client_tls(m, host)
 }
 
 /// A server that is down is not asked in a loop, whatever the option says.

@@ -37,7 +37,9 @@ fn take_apart(virtio: &VirtioHeader, packet: &[u8]) {
     let Some(ip) = Header::parse(packet) else {
         return;
     };
-    let Some(split) = Split::new(virtio, ip, packet) else {
+    let mut packet = packet.to_vec();
+    pre_sum(&mut packet, ip.transport, ip.packet_len);
+    let Some(split) = Split::new(virtio, ip, &packet) else {
         return;
     };
     let mut out = vec![0; split.total_len(4)];
@@ -49,7 +51,7 @@ fn take_apart(virtio: &VirtioHeader, packet: &[u8]) {
     // Behind extension headers only the second splitter does not find its way.
     if transport == ip.transport {
         let expected =
-            naive_split(&packet[..ip.packet_len], split.packet_len() - split_headers(packet));
+            naive_split(&packet[..ip.packet_len], split.packet_len() - split_headers(&packet));
         assert_eq!(packets, expected);
     }
 }
@@ -193,6 +195,25 @@ fn seal(packet: &mut [u8], transport: usize) {
         sum => sum,
     };
     packet[transport + at..transport + at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Puts the sum of the pseudo header in the checksum's place, where the kernel has it
+/// (CHECKSUM_PARTIAL in linux/skbuff.h): a splitter makes the checksums out of it.
+fn pre_sum(packet: &mut [u8], transport: usize, end: usize) {
+    let (protocol, addresses) =
+        if packet[0] >> 4 == 4 { (packet[9], 12..20) } else { (packet[6], 8..40) };
+    let at = match protocol {
+        6 => transport + 16,
+        17 => transport + 6,
+        _ => return,
+    };
+    if at + 2 > end {
+        return;
+    }
+    let mut pseudo = packet[addresses].to_vec();
+    pseudo.extend(((end - transport) as u16).to_be_bytes());
+    pseudo.extend([0, protocol]);
+    packet[at..at + 2].copy_from_slice(&(!checksum(&pseudo)).to_be_bytes());
 }
 
 fn checksum(bytes: &[u8]) -> u16 {

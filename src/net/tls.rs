@@ -1,6 +1,7 @@
 //! TLS: servers through the openssl crate, clients through native-tls, which wraps the same library
 //! on Linux but cannot ask for a client certificate. One loader of keys serves both.
 
+use super::tls_failure::CLIENT_CERTIFICATE;
 use openssl::asn1::{Asn1Integer, Asn1Time};
 use openssl::bn::{BigNum, MsbOption};
 use openssl::ec::{EcGroup, EcKey};
@@ -308,7 +309,7 @@ fn to_io(error: openssl::ssl::Error, ssl: &openssl::ssl::SslRef) -> io::Error {
         _ => {
             let verify = ssl.verify_result();
             if verify != openssl::x509::X509VerifyResult::OK {
-                return io::Error::other(format!("client certificate: {}", verify.error_string()));
+                return io::Error::other(format!("{CLIENT_CERTIFICATE}{}", verify.error_string()));
             }
             match error.into_io_error() {
                 Ok(error) => error,

@@ -1,4 +1,4 @@
-//! What a client's failures of TLS mean. The library tells them as text: OpenSSL's reasons.
+//! What failures of TLS mean. The library tells them as text: OpenSSL's reasons.
 
 /// Whether the server has refused the certificate that this client showed, or that it showed none
 /// (alerts of RFC 8446 §6.2, which OpenSSL calls so). In TLS 1.3 it does so when the client's
@@ -15,6 +15,14 @@ pub fn is_certificate_refused(error: &str) -> bool {
         "alert access denied",
     ];
     REFUSALS.iter().any(|refusal| error.contains(refusal))
+}
+
+/// What a server's handshake begins its error with when it does not take the client's certificate.
+pub(super) const CLIENT_CERTIFICATE: &str = "client certificate: ";
+
+/// Whether a server's handshake failed for the client's certificate: none, or a bad one.
+pub fn is_client_certificate_bad(error: &str) -> bool {
+    error.starts_with(CLIENT_CERTIFICATE) || error.contains("peer did not return a certificate")
 }
 
 /// What a client's failure of TLS means, with the library's own reason, short, in parentheses: "the
@@ -111,6 +119,7 @@ mod tests {
             assert!(!is_certificate_refused(&alert(other)), "{other}");
         }
     }
+
     #[test]
     fn each_failure_has_words_of_its_own() {
         let raw = |reason: &str| format!("error:0A000086:SSL routines:f:{reason}:ssl/x.c:1889:");

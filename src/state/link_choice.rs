@@ -27,6 +27,8 @@ pub struct Load {
     pub queued_datagrams: usize,
     /// Bytes in its queue.
     pub queued: usize,
+    /// Memory of the buffers in its queue, which may be larger than what is in them.
+    pub held: usize,
     /// Bytes that the kernel has taken and not sent.
     pub unsent: usize,
     /// Bytes sent and not acknowledged.
@@ -46,7 +48,7 @@ impl Load {
 /// are more than a few.
 const STAYS_LEN: usize = 32_768;
 
-/// Bytes that may wait in the queue of a connection; one batch more may come on top. Datagrams
+/// Bytes that may wait in the queue of a connection, and what their buffers may hold; one batch more may come on top. Datagrams
 /// alone do not bound memory: they have up to 64 KiB, and a session up to 64 connections.
 pub const QUEUED_LEN_MAX: usize = 1 << 20;
 
@@ -98,8 +100,8 @@ impl LinkChoice {
                 link.progress = now;
             }
             let standstill = now.saturating_duration_since(link.progress);
-            let has_room =
-                load.queued_datagrams < queue_datagrams_max && load.queued < QUEUED_LEN_MAX;
+            let has_room = load.queued_datagrams < queue_datagrams_max
+                && load.queued.max(load.held) < QUEUED_LEN_MAX;
             (has_room, standstill, load)
         };
         // The last one, if it may stay but had better not.
@@ -203,6 +205,9 @@ mod tests {
         };
         assert_eq!(choice.choose(now, load([QUEUED_LEN_MAX, QUEUED_LEN_MAX - 1])), Some(1));
         assert_eq!(choice.choose(now, load([QUEUED_LEN_MAX; 2])), None);
+        let held =
+            Load { queued_datagrams: 64, queued: 64, held: QUEUED_LEN_MAX, ..Load::default() };
+        assert_eq!(choice.choose(now, |_| held), None, "small ones in large buffers");
     }
 
     #[test]
@@ -289,6 +294,7 @@ mod tests {
                     Load {
                         queued_datagrams: 0,
                         queued: 0,
+                        held: 0,
                         unsent,
                         unacknowledged: unacknowledged - unsent,
                         acknowledged: given - unacknowledged as u64,

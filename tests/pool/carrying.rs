@@ -4,6 +4,7 @@ use crate::pair::{Endpoint, Pki, Protection, Raw, SIZES, Side, new_session, payl
 use crate::support::{Echo, PATIENCE, free_port, receive_from, remote, remote_on};
 use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::time::Duration;
 
 const PLAIN: &str = "--no-tls";
 
@@ -242,6 +243,27 @@ fn a_raw_server_without_session_ids_gets_one_connection_per_endpoint() {
     }
     client.await_metric("connections", 2);
     assert_eq!(client.metric("connections_up_total"), 2);
+}
+
+#[test]
+fn without_session_ids_a_lost_connection_comes_back_when_there_is_something_to_carry() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = Side::client(address, &[PLAIN, "--framing=mullvad", "--backoff=0.1"]);
+    let endpoint = Endpoint::to(client.address);
+    for count in 1..=3 {
+        endpoint.send(b"something");
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut raw = Raw::over(stream);
+        assert_eq!(raw.receive(), b"something");
+        drop(raw);
+        client.await_metric("connections", 0);
+        // Many times the backoff.
+        assert!(endpoint.is_silent_for(Duration::from_secs(1)));
+        assert_eq!(client.metric("connections_up_total"), count);
+    }
+    assert_eq!(client.metric("sessions_opened_total"), 1);
 }
 
 #[test]

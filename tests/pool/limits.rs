@@ -8,6 +8,7 @@ use std::net::UdpSocket;
 
 const PLAIN: &str = "--no-tls";
 const REFUSED: &str = "connection_failures_total{reason=\"limit\"}";
+const TO_UDP: &str = "datagrams_total{direction=\"to-udp\"}";
 const TIMED_OUT: &str = "connection_failures_total{reason=\"timeout\"}";
 
 #[test]
@@ -260,6 +261,46 @@ fn at_the_limit_connections_of_a_session_that_never_carried_anything_go() {
         assert!(raw.is_closed());
     }
     used.echo(b"unhurt");
+}
+
+#[test]
+fn where_descriptors_run_out_sooner_sessions_that_never_carried_anything_go_too() {
+    let echo = Echo::start();
+    let port = echo.address.port().to_string();
+    let args = ["pool", "server", "-p0", PLAIN, "127.0.0.1", &port];
+    // Of these 64 are its own: for 16 connections and sessions, two of which stay free.
+    let server = Side::start(&args, "listening on tcp ", |command| limit_descriptors(command, 128));
+    let mut used = Raw::join(server.address, new_session());
+    used.echo(b"used");
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        let session = new_session();
+        silent.extend([0; 3].map(|_| Raw::join(server.address, session)));
+    }
+    server.await_metric("connections", 10);
+    server.await_metric("sessions", 4);
+    let mut newcomer = Raw::join(server.address, new_session());
+    newcomer.echo(b"there is room");
+    for raw in &mut silent[..3] {
+        assert!(raw.is_closed());
+    }
+    for raw in &mut silent[3..] {
+        raw.send(b"in use");
+    }
+    server.await_metric(TO_UDP, 2 + 6);
+    let mut last = Raw::join(server.address, new_session());
+    last.echo(b"the last place");
+    // All are in use now: whoever comes is told at once.
+    server.await_metric("connections", 9);
+    assert!(Raw::connect(server.address).is_closed());
+    server.service.await_log("descriptors allow no more");
+    server.await_metric(REFUSED, 1);
+    for raw in [&mut used, &mut newcomer, &mut last] {
+        raw.echo(b"unhurt");
+    }
+    drop(last);
+    server.await_metric("connections", 8);
+    Raw::join(server.address, new_session()).echo(b"in its place");
 }
 
 #[test]

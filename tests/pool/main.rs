@@ -12,4 +12,5 @@ mod limits;
 mod operation;
 mod outages;
 mod pair;
+mod proxy;
 mod tls;

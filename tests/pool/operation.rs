@@ -20,7 +20,6 @@ fn wrong_arguments_are_told_in_one_line() {
         (&["pool", "server", "--no-tls"], "DST_ADDRESS"),
         (&["pool", "server", "--no-tls", "127.0.0.1", "0"], "1 to 65535"),
         (&["pool", "server", "--no-tls", "127.0.0.1", "65536"], "1 to 65535"),
-        (&["pool", "server", "--no-tls", "-c", "x", "127.0.0.1", "1"], "--no-tls"),
         (&["pool", "server", "-k", "x", "127.0.0.1", "1"], "--cert"),
         (&["pool", "server", "--no-tls", "-p", "65536", "127.0.0.1", "1"], "--bind-port"),
         (&["pool", "server", "--no-tls", "--max-sessions=0", "127.0.0.1", "1"], "--max-sessions"),
@@ -50,6 +49,18 @@ fn wrong_arguments_are_told_in_one_line() {
         let line = only_line(&output);
         assert!(line.contains(says), "{args:?}: {line}");
     }
+}
+
+#[test]
+fn options_of_tls_have_no_effect_beside_no_tls_which_is_told() {
+    let echo = Echo::start();
+    let server = Side::server(echo.address, &[PLAIN, "-c", "/nowhere", "-k", "x", "-C", "x"]);
+    let line = server.service.await_log("no effect");
+    assert!(line.contains(" warning ") && line.contains("--cert, --key, --cafile"), "{line}");
+    let args = [PLAIN, "-C", "/nowhere", "--no-hostname-check"];
+    let client = Side::client(server.address, &args);
+    client.service.await_log("no effect: --cafile, --no-hostname-check");
+    Endpoint::to(client.address).echo(b"plain");
 }
 
 fn free_address() -> SocketAddr {

@@ -149,6 +149,14 @@ impl Endpoint {
         self.try_receive().expect("no answer came")
     }
 
+    /// Whether nothing comes for that long.
+    pub fn is_silent_for(&self, time: Duration) -> bool {
+        self.socket.set_read_timeout(Some(time)).unwrap();
+        let result = self.try_receive();
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Sends a datagram and expects it back.
     pub fn echo(&self, payload: &[u8]) {
         self.send(payload);

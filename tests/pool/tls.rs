@@ -9,6 +9,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 const RELOAD_ERRORS: &str = "certificate_reload_errors_total";
+const TLS: &str = "connection_failures_total{reason=\"tls\"}";
+const CLIENT_CERTIFICATE: &str = "connection_failures_total{reason=\"client-certificate\"}";
 const QUICK: [&str; 2] = ["--backoff=0.2", "--pool-size=1"];
 
 /// A TLS connection to the server, as a client that believes `ca` and offers `alpn`.
@@ -77,6 +79,8 @@ fn who_is_turned_away_learns_why() {
     let demanding = server("server", &pki.trust());
     lines.push(turned_away(&demanding, &pki.trust(), "certificate required"));
     demanding.service.await_log("peer did not return a certificate");
+    demanding.await_at_least(CLIENT_CERTIFICATE, 2);
+    assert_eq!(demanding.metric(TLS), 0);
 
     // System roots know nothing of the test's authority.
     lines.push(turned_away(&server("server", &[]), &[], "certificate verify failed"));
@@ -106,7 +110,8 @@ fn a_client_certificate_of_somebody_else_is_refused() {
     pki.issue("stranger", &authority("another authority").issue());
     let stranger = [pki.identity("stranger"), pki.trust()].concat();
     turned_away(&server, &stranger, "unknown ca");
-    server.await_at_least("connection_failures_total{reason=\"tls\"}", 2);
+    server.await_at_least(CLIENT_CERTIFICATE, 2);
+    assert_eq!(server.metric(TLS), 0);
     server.service.await_log("client certificate: ");
 }
 
@@ -124,9 +129,8 @@ fn a_refused_client_certificate_is_a_failure_and_waits_as_one() {
         let client = Side::client(server.address, &args);
         let endpoint = Endpoint::to(client.address);
         endpoint.send(b"secret");
-        let refused = "connection_failures_total{reason=\"client-certificate\"}";
         for attempt in 1..=3 {
-            client.await_at_least(refused, attempt);
+            client.await_at_least(CLIENT_CERTIFICATE, attempt);
             // Something to write for every connection, which may fail before the alert is read.
             endpoint.send(b"secret");
         }
@@ -201,7 +205,7 @@ fn a_client_never_falls_back_to_plain_text() {
         let _ = stream.read_to_end(&mut rest);
         assert!(!rest.windows(6).any(|window| window == b"secret"));
     }
-    client.await_at_least("connection_failures_total{reason=\"tls\"}", 2);
+    client.await_at_least(TLS, 2);
     client.service.await_log("the server does not speak TLS (wrong version number)");
 }
 
@@ -223,7 +227,7 @@ fn garbage_at_the_door_disturbs_nobody() {
     let mut raw = Raw::join(server.address, new_session());
     raw.send(b"hello");
     assert!(raw.is_closed());
-    server.await_metric("connection_failures_total{reason=\"tls\"}", 21);
+    server.await_metric(TLS, 21);
     endpoint.echo(b"after");
     assert_eq!(server.metric("sessions"), 1);
 }
@@ -309,7 +313,7 @@ fn tls_at_a_plain_server_is_told_and_near_misses_are_ids() {
     let client = Side::client(server.address, &words(&args));
     Endpoint::to(client.address).send(b"hello");
     server.await_at_least(reason, 2);
-    client.await_at_least("connection_failures_total{reason=\"tls\"}", 1);
+    client.await_at_least(TLS, 1);
     assert_eq!(server.metric("sessions_opened_total"), 0);
     client.stop();
 
@@ -351,7 +355,7 @@ fn application_protocols_must_match() {
     let other = Side::client(server.address, &words(&args));
     Endpoint::to(other.address).send(b"hello");
     other.service.await_log("no application protocol");
-    server.await_at_least("connection_failures_total{reason=\"tls\"}", 2);
+    server.await_at_least(TLS, 2);
 }
 
 #[test]

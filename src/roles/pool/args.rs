@@ -4,7 +4,7 @@ mod client;
 mod server;
 
 pub use client::CLIENT_COMMAND;
-pub(super) use client::{CLIENT_TLS, client_config, client_tls};
+pub(super) use client::{CLIENT_TLS, client_config, strict_client_tls};
 pub use server::SERVER_COMMAND;
 pub(super) use server::server_config;
 
@@ -83,7 +83,7 @@ const ALPN: Opt = Opt::value(
      clients that offer none, or only others.",
 );
 
-fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
+fn shared_config(m: &Matches, tls_options: &[&'static str]) -> Result<SharedConfig, UsageError> {
     let mut common = common(m)?;
     if let Some(level) = m.one("--verbosity", verbosity)? {
         if m.given("--log-level") {
@@ -112,6 +112,7 @@ fn shared_config(m: &Matches) -> Result<SharedConfig, UsageError> {
         queue_datagrams_max: m.required("--queue", count(1, 65_535))?,
         sessions_max: m.required("--max-sessions", count(1, 65_535))?,
         udp_buffers: Buffers { receive: bytes, send: bytes },
+        ignored: ignored_without_tls(m, tls_options),
         common,
     })
 }
@@ -155,13 +156,14 @@ fn key_files(m: &Matches) -> Result<Option<KeyFiles>, UsageError> {
     }
 }
 
-fn refuse_without_tls(m: &Matches, names: &[&str]) -> Result<(), UsageError> {
-    for name in names {
-        if m.given(name) {
-            return Err(m.wrong(name, "not together with --no-tls"));
-        }
-    }
-    Ok(())
+/// Those of these options that are given and have no effect beside --no-tls. The peer takes them
+/// all the same.
+fn ignored_without_tls(m: &Matches, names: &[&'static str]) -> Vec<&'static str> {
+    names.iter().copied().filter(|name| m.flag("--no-tls") && m.given(name)).collect()
+}
+
+fn refuse_without_tls(m: &Matches, name: &str) -> Result<(), UsageError> {
+    if m.given(name) { Err(m.wrong(name, "not together with --no-tls")) } else { Ok(()) }
 }
 
 /// RFC 7301 §3.1.

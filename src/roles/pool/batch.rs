@@ -6,6 +6,7 @@ use crate::runtime::metrics::{Counter, Gauge};
 use crate::runtime::queue::{NotSent, Sender};
 use crate::runtime::stock::Stock;
 use crate::state::link_choice::{LinkChoice, Load};
+use crate::wire::length_prefix::PREFIX_LEN;
 use crate::wire::pool::write_frame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,9 @@ pub(super) const STALE_AFTER: Duration = Duration::from_secs(1);
 pub(super) const BATCHES_KEPT: usize = 256;
 /// A buffer that grew past this, for a datagram larger than a batch, is not kept.
 const BUFFER_KEPT: usize = 2 * BATCH_LEN;
+/// Behind so many buffers a small batch waits in a copy of its own length. A connection that keeps
+/// up has fewer in its queue, and its batches are never copied.
+const ROOMY_HELD_MAX: usize = 8 * BATCH_LEN;
 
 /// Frames that wait for their connection.
 #[derive(Debug)]
@@ -44,11 +48,28 @@ impl Batch {
 
     /// Whether another datagram of `len` bytes should rather begin the next batch.
     pub(super) fn is_full_for(&self, len: usize) -> bool {
-        !self.is_empty() && self.bytes.len() + len > BATCH_LEN
+        !self.is_empty() && self.bytes.len() + PREFIX_LEN + len > BATCH_LEN
+    }
+
+    /// Bytes of memory that it holds.
+    pub(super) fn held(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Gives a buffer that is mostly empty back, and keeps a copy of what is in it.
+    fn fit(&mut self, buffers: &Buffers) {
+        if self.bytes.len() < self.bytes.capacity() / 2 {
+            let copy = self.bytes.as_slice().to_vec();
+            recycle(buffers, std::mem::replace(&mut self.bytes, copy));
+        }
     }
 
     /// Adds a datagram; false when it is longer than any frame.
     pub(super) fn push(&mut self, datagram: &[u8]) -> bool {
+        // A buffer that doubles for a large one would hold twice of what is in it.
+        if self.is_empty() {
+            self.bytes.reserve_exact(PREFIX_LEN + datagram.len());
+        }
         let fits = write_frame(&mut self.bytes, datagram);
         self.datagrams += usize::from(fits);
         fits
@@ -76,6 +97,8 @@ pub(super) struct Waiting {
     socket: Socket,
     datagrams: AtomicUsize,
     bytes: AtomicUsize,
+    /// The memory of their buffers.
+    held: AtomicUsize,
     /// The bytes of all queues.
     all: Arc<Gauge>,
     /// Datagrams whose connection ended before they were written.
@@ -86,13 +109,14 @@ impl Waiting {
     /// Nothing waits yet for `socket`. `all` tells the bytes of all queues; `lost` counts what waits
     /// when both ends of the queue are gone.
     pub(super) fn new(socket: Socket, all: Arc<Gauge>, lost: Arc<Counter>) -> Waiting {
-        let (datagrams, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Waiting { socket, datagrams, bytes, all, lost }
+        let (datagrams, bytes, held) = Default::default();
+        Waiting { socket, datagrams, bytes, held, all, lost }
     }
 
-    fn add(&self, datagrams: usize, bytes: usize) {
+    fn add(&self, datagrams: usize, bytes: usize, held: usize) {
         self.datagrams.fetch_add(datagrams, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.held.fetch_add(held, Ordering::Relaxed);
         self.all.add(signed(bytes));
     }
 
@@ -103,9 +127,19 @@ impl Waiting {
         self.all.add(-signed(bytes));
     }
 
+    /// Batches that held so much have left the queue.
+    pub(super) fn release(&self, held: usize) {
+        self.held.fetch_sub(held, Ordering::Relaxed);
+    }
+
     /// Datagrams in the queue now.
     pub(super) fn datagrams(&self) -> usize {
         self.datagrams.load(Ordering::Relaxed)
+    }
+
+    /// Memory of the queue's buffers, and of what is being written.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     fn load(&self) -> Load {
@@ -119,6 +153,7 @@ impl Waiting {
         Load {
             queued_datagrams: self.datagrams(),
             queued: self.bytes.load(Ordering::Relaxed),
+            held: self.held(),
             unsent,
             unacknowledged: outstanding - unsent,
             acknowledged: self.socket.written().saturating_sub(outstanding as u64),
@@ -174,7 +209,12 @@ impl Links {
     }
 
     /// Hands a batch to the connection that should take it; gives it back when none can.
-    pub(super) fn send(&mut self, now: Instant, mut batch: Batch) -> Result<(), Batch> {
+    pub(super) fn send(
+        &mut self,
+        buffers: &Buffers,
+        now: Instant,
+        mut batch: Batch,
+    ) -> Result<(), Batch> {
         while !self.handles.is_empty() {
             let handles = &self.handles;
             let load = |id| {
@@ -187,17 +227,22 @@ impl Links {
             let Some(link) = self.handles.iter().find(|handle| handle.id == id) else {
                 return Err(batch);
             };
-            let (datagrams, bytes) = (batch.datagrams, batch.bytes.len());
-            link.waiting.add(datagrams, bytes);
+            if link.waiting.held() >= ROOMY_HELD_MAX {
+                batch.fit(buffers);
+            }
+            let (datagrams, bytes, held) = (batch.datagrams, batch.bytes.len(), batch.held());
+            link.waiting.add(datagrams, bytes, held);
             match link.queue.send(batch) {
                 Ok(()) => return Ok(()),
                 Err(NotSent::Full(back)) => {
                     link.waiting.subtract(datagrams, bytes);
+                    link.waiting.release(held);
                     return Err(back);
                 }
                 // The connection has just ended; its thread's word of that is on its way.
                 Err(NotSent::Closed(back)) => {
                     link.waiting.subtract(datagrams, bytes);
+                    link.waiting.release(held);
                     batch = back;
                     self.remove(id);
                 }

@@ -1,7 +1,7 @@
 //! `udpferry check pool`: an operator's first aid, from the client's side of the server.
 
 use super::ClientTls;
-use super::args::{CLIENT_TLS, client_tls, port_argument};
+use super::args::{CLIENT_TLS, port_argument, strict_client_tls};
 use super::probe::Probe;
 use crate::cli::common::INFORMATION;
 use crate::cli::flags::Matches;
@@ -67,7 +67,7 @@ pub fn check(m: &Matches) -> Result<u8, Error> {
     let host = m.positional(0).unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let destination = Destination { port: port_argument(m, "PORT")?, host };
     let timeout = m.required("--timeout", duration)?.max(Duration::from_millis(1));
-    let tls = client_tls(m, &destination.host)?;
+    let tls = strict_client_tls(m, &destination.host)?;
     let identity = match tls.as_ref().and_then(|tls| tls.files.as_ref()) {
         Some(files) => Some(Identity::load(&files.certificate, &files.key)?),
         None => None,

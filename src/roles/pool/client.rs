@@ -299,6 +299,8 @@ impl Client {
                 ToMain::Down { flow, id } => {
                     if let Some(session) = self.sessions.get_mut(&flow) {
                         session.links.remove(id);
+                        // The next datagram is told of at once: it may be the only one.
+                        session.next_need = now;
                     }
                 }
                 ToMain::Gone { flow, session: id, serial } => {

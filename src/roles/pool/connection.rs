@@ -8,6 +8,7 @@ use super::{Activity, Framing, Shared};
 use crate::net::random;
 use crate::net::stream::{Socket, Stream};
 use crate::net::tls::Acceptor;
+use crate::net::tls_failure::is_client_certificate_bad;
 use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Receiver, Sender, Wake};
@@ -174,7 +175,7 @@ impl Connection {
                     match self.stream.handshake() {
                         Ok(()) => is_shaking_hands = false,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                        Err(error) => return Err((SetUpFailure::Tls, error)),
+                        Err(error) => return Err((failed_handshake(&error), error)),
                     }
                     if self.stream.lacks_alpn() {
                         self.stream.close();
@@ -252,5 +253,13 @@ impl Connection {
                 return Some(begin);
             }
         }
+    }
+}
+
+fn failed_handshake(error: &io::Error) -> SetUpFailure {
+    if is_client_certificate_bad(&error.to_string()) {
+        SetUpFailure::ClientCertificate
+    } else {
+        SetUpFailure::Tls
     }
 }

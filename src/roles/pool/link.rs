@@ -71,6 +71,8 @@ pub(super) struct Link {
     writing: Vec<u8>,
     written: usize,
     writing_datagrams: usize,
+    /// Memory of the batches that they came in.
+    writing_held: usize,
     has_received: bool,
 }
 
@@ -95,6 +97,7 @@ impl Link {
             writing: Vec::new(),
             written: 0,
             writing_datagrams: 0,
+            writing_held: 0,
             has_received: false,
         }
     }
@@ -183,8 +186,11 @@ impl Link {
                 Ok(len) => {
                     self.written += len;
                     let done = self.written == self.writing.len();
-                    let datagrams =
-                        if done { std::mem::take(&mut self.writing_datagrams) } else { 0 };
+                    let mut datagrams = 0;
+                    if done {
+                        datagrams = std::mem::take(&mut self.writing_datagrams);
+                        self.waiting.release(std::mem::take(&mut self.writing_held));
+                    }
                     self.waiting.subtract(datagrams, len);
                     self.shared.counters.to_stream(datagrams, len);
                 }
@@ -209,11 +215,13 @@ impl Link {
         for batch in self.batches.drain() {
             if batch.is_stale(now) {
                 self.waiting.subtract(batch.datagrams, batch.bytes.len());
+                self.waiting.release(batch.held());
                 self.shared.counters.drop(DropReason::Stale, batch.datagrams);
                 recycle(&self.shared.buffers, batch.bytes);
                 continue;
             }
             self.writing_datagrams += batch.datagrams;
+            self.writing_held += batch.held();
             if self.writing.is_empty() {
                 let empty = std::mem::replace(&mut self.writing, batch.bytes);
                 recycle(&self.shared.buffers, empty);
@@ -322,7 +330,7 @@ mod tests {
         for _ in 0..BATCHES {
             let mut batch = new_batch(&shared.buffers, now);
             batch.push(&[7; BATCH_LEN]);
-            links.send(now, batch).unwrap();
+            links.send(&shared.buffers, now, batch).unwrap();
         }
         let mut frame = Vec::new();
         write_frame(&mut frame, b"meanwhile");
@@ -344,6 +352,6 @@ mod tests {
             events.again(token, readiness);
             link.round(&mut events, &|| false).unwrap();
         }
-        assert_eq!(waiting.datagrams(), 0);
+        assert_eq!((waiting.datagrams(), waiting.held()), (0, 0));
     }
 }

@@ -79,7 +79,18 @@ struct SharedConfig {
     queue_datagrams_max: usize,
     sessions_max: usize,
     udp_buffers: udp::Buffers,
+    /// Options of TLS that --no-tls stands beside.
+    ignored: Vec<&'static str>,
     common: Common,
+}
+
+impl SharedConfig {
+    fn warn_of_ignored(&self) {
+        if !self.ignored.is_empty() {
+            let options = self.ignored.join(", ");
+            log::warn!("--no-tls: plain TCP, without encryption; no effect: {options}");
+        }
+    }
 }
 
 /// The server's TLS, unless --no-tls.
@@ -229,14 +240,20 @@ impl Activity {
 pub fn run_server(matches: &Matches) -> Result<u8, Error> {
     let config = args::server_config(matches)?;
     let common = config.shared.common.clone();
-    startup::run("pool-server", &common, |startup| server::serve(config, startup))
+    startup::run("pool-server", &common, |startup| {
+        config.shared.warn_of_ignored();
+        server::serve(config, startup)
+    })
 }
 
 /// Runs the client until it is stopped; returns the process's exit code.
 pub fn run_client(matches: &Matches) -> Result<u8, Error> {
     let config = args::client_config(matches)?;
     let common = config.shared.common.clone();
-    startup::run("pool-client", &common, |startup| client::serve(config, startup))
+    startup::run("pool-client", &common, |startup| {
+        config.shared.warn_of_ignored();
+        client::serve(config, startup)
+    })
 }
 
 /// Every metric of both sides, for their documentation.
@@ -249,6 +266,31 @@ pub fn metrics() -> Vec<FamilyInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::flags::{self, Parsed};
+    use crate::cli::table::Command;
+    use crate::roles::listening::room_for;
+
+    fn parsed(command: &'static Command, options: &[&str]) -> Matches {
+        let words = options.iter().chain(&["--no-tls", "127.0.0.1", "1"]).map(Into::into).collect();
+        let Ok(Parsed::Run(matches)) = flags::parse(command, words, &|_| None) else {
+            panic!("the options are wrong");
+        };
+        matches
+    }
+
+    #[test]
+    fn the_units_have_descriptors_for_the_defaults() {
+        let room = |unit: &str| {
+            let limit = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
+            room_for(limit.parse().unwrap(), server::DESCRIPTORS_EACH)
+        };
+        let client = args::client_config(&parsed(&CLIENT_COMMAND, &[])).unwrap();
+        let unit = include_str!("../../../packaging/systemd/udpferry-pool-client.service");
+        assert!(room(unit) >= client.shared.sessions_max * client.pool_size);
+        let server = args::server_config(&parsed(&SERVER_COMMAND, &[])).unwrap();
+        let unit = include_str!("../../../packaging/systemd/udpferry-pool-server.service");
+        assert!(room(unit) >= server.connections_max + server.shared.sessions_max);
+    }
 
     #[test]
     fn an_error_that_stays_is_not_met_for_ever() {

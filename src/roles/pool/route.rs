@@ -31,6 +31,8 @@ pub(super) struct Route {
     pub(super) connect_timeout: Duration,
     pub(super) backoff: Duration,
     pub(super) sends_session_id: bool,
+    /// A connection that says nothing is closed by a server that waits for its first byte.
+    pub(super) connects_on_demand: bool,
     pub(super) queue_datagrams_max: usize,
     pub(super) log_gate: Mutex<LogGate>,
     /// The address that worked last, tried first.
@@ -113,6 +115,7 @@ pub(super) fn route(config: &ClientConfig, shared: &Arc<Shared>) -> Result<Route
         connect_timeout: config.connect_timeout,
         backoff: config.backoff,
         sends_session_id: config.shared.framing == Framing::Pool,
+        connects_on_demand: config.shared.framing == Framing::Mullvad,
         queue_datagrams_max: config.shared.queue_datagrams_max,
         log_gate: Mutex::new(LogGate::new(1, 8)),
         last_good: Mutex::new(None),

@@ -2,6 +2,7 @@
 
 mod admit;
 
+use self::admit::staying_max;
 use super::batch::LinkHandle;
 use super::connection::Begin;
 use super::session::{Orders, SessionEnd};
@@ -112,7 +113,8 @@ struct Server {
     sessions_started: u64,
     /// Sessions that had to go for another one, until their threads have ended.
     sessions_leaving: HashMap<u64, (SessionId, Thread<SessionEnd>)>,
-    connections_room: usize,
+    /// Connections and sessions, both together, that there are descriptors for.
+    descriptor_room: usize,
     limit_log: LogGate,
 }
 
@@ -140,9 +142,9 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
         Arc::clone(&shared.counters.accept_errors),
     )?;
     let (to_main, from_threads) = queue::bounded(MESSAGES_MAX, &frame.wake()?);
-    let connections_room = room_for(startup.open_files_max, DESCRIPTORS_EACH);
+    let descriptor_room = room_for(startup.open_files_max, DESCRIPTORS_EACH);
     frame.ready(startup)?;
-    let connections_max = config.connections_max.min(connections_room);
+    let connections_max = config.connections_max.min(staying_max(descriptor_room));
     let set_ups_max =
         config.set_ups_max.unwrap_or((connections_max / SET_UPS_PART).max(SET_UPS_MAX_LEAST));
     let mut server = Server {
@@ -159,7 +161,7 @@ pub(super) fn serve(config: ServerConfig, startup: Startup) -> Result<(), Error>
         sessions: HashMap::new(),
         sessions_started: 0,
         sessions_leaving: HashMap::new(),
-        connections_room,
+        descriptor_room,
         limit_log: LogGate::new(1, 5),
     };
     loop {

@@ -219,7 +219,7 @@ pub(super) fn hand_over(shared: &Shared, links: &mut Links, batch: Batch, now: I
         recycle(&shared.buffers, batch.bytes);
         return;
     }
-    if let Err(batch) = links.send(now, batch) {
+    if let Err(batch) = links.send(&shared.buffers, now, batch) {
         let reason =
             if links.is_empty() { DropReason::NotConnected } else { DropReason::QueuesFull };
         shared.counters.drop(reason, batch.datagrams);
@@ -231,8 +231,9 @@ pub(super) fn hand_over(shared: &Shared, links: &mut Links, batch: Batch, now: I
 mod tests {
     use super::*;
     use crate::net::stream::Socket;
-    use crate::roles::pool::batch::Waiting;
+    use crate::roles::pool::batch::{BATCH_LEN, Waiting};
     use crate::runtime::metrics::Registry;
+    use crate::state::link_choice::QUEUED_LEN_MAX;
 
     /// Connections that are nobody's, to one listener.
     struct Handles {
@@ -319,7 +320,7 @@ mod tests {
             let mut batch = new_batch(&buffers, clock::now());
             batch.push(b"one");
             batch.push(b"two");
-            links.send(clock::now(), batch).unwrap();
+            links.send(&buffers, clock::now(), batch).unwrap();
             let before = lost.get();
             if receiver_first {
                 drop(batches);
@@ -331,6 +332,40 @@ mod tests {
             assert_eq!(lost.get(), before + 2);
         }
         assert_eq!(handles.unsent.get(), 0);
+    }
+
+    #[test]
+    fn lone_small_datagrams_wait_in_no_more_memory_than_large_ones() {
+        const QUEUE: usize = 65_535;
+        let events = EventLoop::new().unwrap();
+        let wake = Wake::new(events.waker(WAKE).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = mio::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut registry = Registry::new();
+        let (lost, unsent) = (registry.counter("lost_total", "."), registry.gauge("unsent", "."));
+        let handles = Handles { wake: wake.clone(), socket: Socket::new(stream), unsent, lost };
+        for len in [1, 100, 1_200, 9_000, 20_000, 65_000] {
+            let (queue, batches) = queue::bounded(QUEUE, &wake);
+            let mut links = Links::new(QUEUE);
+            let link = LinkHandle { queue, ..handles.make(1) };
+            let waiting = Arc::clone(&link.waiting);
+            links.add(link, clock::now());
+            let buffers = crate::runtime::stock::Stock::new(1);
+            let mut sent = 0;
+            loop {
+                let mut batch = new_batch(&buffers, clock::now());
+                batch.push(&vec![7; len]);
+                if links.send(&buffers, clock::now(), batch).is_err() {
+                    break;
+                }
+                sent += 1;
+            }
+            assert!(sent >= QUEUE.min(QUEUED_LEN_MAX / 2 / (len + 2)), "{sent} of {len} bytes");
+            let charged = waiting.held();
+            let held: usize = batches.drain().map(|batch| batch.bytes.capacity()).sum();
+            assert_eq!(held, charged);
+            assert!(held < QUEUED_LEN_MAX + BATCH_LEN.max(len + 2), "{held} bytes hold {sent}");
+        }
     }
 
     fn take(orders: &Receiver<Order>, links: &mut Links) {

@@ -2,7 +2,7 @@
 //! a [`super::link`].
 
 use super::Activity;
-use super::batch::{Batch, LinkHandle, Waiting};
+use super::batch::{Batch, LinkHandle, STALE_AFTER, Waiting};
 use super::client::{Flow, ToMain};
 use super::counters::{DropReason, LinkEnd, SetUpFailure};
 use super::link::{Link, STREAM, Sink};
@@ -51,6 +51,8 @@ pub(super) struct Uplink {
     pub(super) wake: Wake,
     /// Whether it has been up before.
     pub(super) was_up: bool,
+    /// When it last learnt that a datagram waits for it, since its last connection.
+    pub(super) needed_at: Option<Instant>,
 }
 
 type Failure = (SetUpFailure, String);
@@ -88,25 +90,37 @@ impl Uplink {
         }
     }
 
-    /// Waits until the next attempt is due; false when the uplink is to end.
+    /// Waits until the next attempt is due and, where connections are made on demand, until a
+    /// datagram waits for it; false when the uplink is to end.
     fn rest(&mut self, redial: &mut Redial) -> bool {
         loop {
             // Late answers to lookups that were given up are of no use.
-            if self.words.drain().filter(|word| matches!(word, Word::Needed)).count() > 0 {
-                redial.is_needed();
-            }
+            let words = self.words.drain();
+            let is_needed = words.filter(|word| matches!(word, Word::Needed)).count() > 0;
             let (now, due) = (clock::now(), redial.due());
+            if is_needed {
+                self.needed_at = Some(now);
+                redial.is_needed();
+                continue;
+            }
             if self.words.is_closed() {
                 return false;
             }
-            if now >= due {
+            let may_connect = !self.route.connects_on_demand || self.is_needed(now);
+            if now >= due && may_connect {
                 return true;
             }
-            if self.events.wait(Some(clock::until(due, now))).is_err() {
+            let timeout = may_connect.then(|| clock::until(due, now));
+            if self.events.wait(timeout).is_err() {
                 return false;
             }
             while self.events.next_ready().is_some() {}
         }
+    }
+
+    /// Whether a datagram waits for it that is not stale.
+    fn is_needed(&self, now: Instant) -> bool {
+        self.needed_at.is_some_and(|needed| now.saturating_duration_since(needed) < STALE_AFTER)
     }
 
     /// A connection that is ready for frames; `None` when the uplink is to end.
@@ -169,9 +183,13 @@ impl Uplink {
             if self.words.is_closed() {
                 return Ok(None);
             }
+            let needed_at = &mut self.needed_at;
             let found = self.words.drain().find_map(|word| match word {
                 Word::Addresses(found) => Some(found),
-                Word::Needed => None,
+                Word::Needed => {
+                    *needed_at = Some(now);
+                    None
+                }
             });
             match found {
                 Some(Ok(found)) => return Ok(Some(found)),
@@ -261,6 +279,9 @@ impl Uplink {
         );
         let words = &self.words;
         let ended = link.serve(&mut self.events, || words.is_closed());
+        // What is told from here on, the main thread tells of datagrams that have no connection.
+        let _ = words.drain().count();
+        self.needed_at = None;
         shared.counters.connections.add(-1);
         shared.counters.link_down(&ended.end);
         let lived = clock::now().saturating_duration_since(began);

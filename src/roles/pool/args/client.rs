@@ -117,7 +117,7 @@ pub(in crate::roles::pool) const CLIENT_TLS: &[Opt] = &[
 
 /// Checks the options and puts them together.
 pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig, UsageError> {
-    let shared = shared_config(m)?;
+    let shared = shared_config(m, &THEIR_TLS)?;
     let tls = client_tls(m, &shared.destination.host)?;
     if m.given("--mark") && m.given("--user") {
         return Err(m.wrong("--mark", "not together with --user, which gives up CAP_NET_ADMIN"));
@@ -140,15 +140,14 @@ pub(in crate::roles::pool) fn client_config(m: &Matches) -> Result<ClientConfig,
     })
 }
 
+/// Options of TLS that the peer has as well.
+const THEIR_TLS: [&str; 5] =
+    ["--cert", "--key", "--cafile", "--no-hostname-check", "--tls-servername"];
+
 /// How the options want TLS with `host`; `None` for none.
-pub(in crate::roles::pool) fn client_tls(
-    m: &Matches,
-    host: &str,
-) -> Result<Option<ClientTls>, UsageError> {
+fn client_tls(m: &Matches, host: &str) -> Result<Option<ClientTls>, UsageError> {
     if m.flag("--no-tls") {
-        let tls_options =
-            ["--cert", "--key", "--cafile", "--no-hostname-check", "--tls-servername", "--alpn"];
-        refuse_without_tls(m, &tls_options)?;
+        refuse_without_tls(m, "--alpn")?;
         return Ok(None);
     }
     if m.flag("--no-hostname-check") && !m.given("--cafile") {
@@ -167,6 +166,18 @@ pub(in crate::roles::pool) fn client_tls(
         checks_name: !m.flag("--no-hostname-check"),
         alpn: m.one("--alpn", super::alpn)?,
     }))
+}
+
+/// The same, without mercy for options that have no effect: nobody comes to a check with a line of
+/// the peer's.
+pub(in crate::roles::pool) fn strict_client_tls(
+    m: &Matches,
+    host: &str,
+) -> Result<Option<ClientTls>, UsageError> {
+    if m.flag("--no-tls") {
+        THEIR_TLS.iter().try_for_each(|name| refuse_without_tls(m, name))?;
+    }
+    client_tls(m, host)
 }
 
 /// A server that is down is not asked in a loop, whatever the option says.

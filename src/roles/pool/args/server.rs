@@ -137,7 +137,7 @@ const LIMITS: &[Opt] = &[
 /// Checks the options and puts them together.
 pub(in crate::roles::pool) fn server_config(m: &Matches) -> Result<ServerConfig, UsageError> {
     let tls = if m.flag("--no-tls") {
-        refuse_without_tls(m, &["--cert", "--key", "--cafile", "--alpn"])?;
+        refuse_without_tls(m, "--alpn")?;
         None
     } else {
         let Some(files) = key_files(m)? else {
@@ -165,6 +165,6 @@ pub(in crate::roles::pool) fn server_config(m: &Matches) -> Result<ServerConfig,
         handshake_timeout: m.required("--handshake-timeout", positive)?,
         session_timeout: (!session_timeout.is_zero()).then_some(session_timeout),
         session_grace: m.required("--session-grace", duration)?,
-        shared: shared_config(m)?,
+        shared: shared_config(m, &["--cert", "--key", "--cafile"])?,
     })
 }

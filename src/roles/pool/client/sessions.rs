@@ -9,6 +9,7 @@ use crate::roles::pool::counters::DropReason;
 use crate::roles::pool::link::{Sink, WAKE as LINK_WAKE};
 use crate::roles::pool::server::Tells;
 use crate::roles::pool::uplink::{Uplink, WORDS_MAX};
+use crate::runtime::clock;
 use crate::runtime::event_loop::EventLoop;
 use crate::runtime::queue::{self, Wake};
 use crate::runtime::thread;
@@ -116,6 +117,8 @@ impl Client {
             events,
             wake,
             was_up: false,
+            // Its session was opened for one.
+            needed_at: Some(clock::now()),
         };
         let to_main = self.to_main.clone();
         let thread = thread::spawn("pool:up", serial, STACK, move || {
@@ -188,7 +191,6 @@ mod tests {
     use crate::net::udp::{Buffers, UdpSocket};
     use crate::roles::pool::route::route;
     use crate::roles::pool::{CLIENT_COMMAND, ErrorRun, Shared, args};
-    use crate::runtime::clock;
     use crate::runtime::metrics::Registry;
     use crate::runtime::queue::Receiver;
     use crate::state::token_bucket::LogGate;

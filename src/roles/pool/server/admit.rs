@@ -25,6 +25,16 @@ use std::time::{Duration, Instant};
 /// Sessions that make room and whose threads have not ended yet.
 const LEAVING_MAX: usize = 64;
 
+/// One in so many of the places that descriptors allow, and this many at most, stays free for those
+/// who come before those who make room for them have gone.
+const SPARE_PART: usize = 8;
+const SPARE_MAX: usize = 64;
+
+/// Connections and sessions that may stay, where descriptors allow `room` of both together.
+pub(super) fn staying_max(room: usize) -> usize {
+    (room - (room / SPARE_PART).clamp(1, SPARE_MAX).min(room)).max(1)
+}
+
 impl Server {
     /// Takes an accepted connection, whose thread sets it up.
     pub(super) fn admit(
@@ -36,14 +46,18 @@ impl Server {
         let max = self.config.connections_max;
         // Those that leave have ended in a moment; a flood must not make many of them.
         let staying = self.connections.len() - self.connections_leaving;
-        let has_room = staying < max || self.give_up_session_with_connections();
+        let lacks_descriptors = staying + self.sessions.len() >= staying_max(self.descriptor_room);
+        let has_room =
+            (staying < max && !lacks_descriptors) || self.give_up_session_with_connections();
         if !has_room || self.connections.len() >= 2 * max {
             self.shared.counters.set_up_failed(SetUpFailure::Limit);
             if let Some(more) = self.limit_log.pass(now) {
-                log::warn!(
-                    "connection {address}: refused: --max-connections {max} are open ({more} more \
-                     lines)"
-                );
+                let limit = if lacks_descriptors {
+                    format!("{staying} are open, and descriptors allow no more")
+                } else {
+                    format!("--max-connections {max} are open")
+                };
+                log::warn!("connection {address}: refused: {limit} ({more} more lines)");
             }
             return Ok(Room::More);
         }
@@ -70,8 +84,13 @@ impl Server {
         if let Some(victim) = self.set_ups.begin(id, address.ip()) {
             self.refuse(victim, "too many --max-handshakes, and its address has the most of them");
         }
-        let room = self.connections.len() + self.sessions.len() < self.connections_room;
-        Ok(if room { Room::More } else { Room::Full })
+        Ok(if self.has_descriptors() { Room::More } else { Room::Full })
+    }
+
+    /// Whether there are descriptors for one more connection or session, beside those that leave.
+    fn has_descriptors(&self) -> bool {
+        let taken = self.connections.len() + self.sessions.len() + self.sessions_leaving.len();
+        taken < self.descriptor_room
     }
 
     /// A connection has told its session.
@@ -168,9 +187,14 @@ impl Server {
     }
 
     fn open_session(&mut self, id: SessionId) -> Result<(), String> {
-        if self.sessions.len() >= self.config.shared.sessions_max && !self.give_up_session(|_| true)
-        {
-            return Err(format!("--max-sessions {} are open", self.config.shared.sessions_max));
+        let max = self.config.shared.sessions_max;
+        let lacks_descriptors = !self.has_descriptors();
+        if (self.sessions.len() >= max || lacks_descriptors) && !self.give_up_session(|_| true) {
+            return Err(if lacks_descriptors {
+                "no descriptors for another session".to_owned()
+            } else {
+                format!("--max-sessions {max} are open")
+            });
         }
         if let Some(lookup) = &self.lookup {
             // For the next session: this one takes what is known.

@@ -24,6 +24,7 @@ const CONNECTIONS_MAX: usize = 4;
 pub const TOKENS: usize = 1 + CONNECTIONS_MAX;
 /// From accept to the end of the answer; also how long a question waits for its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// A longer question is none.
 const QUESTION_LEN_MAX: usize = 64;
 /// A status with as many clients as there can be.
@@ -224,7 +225,9 @@ impl Connection {
 /// not root; `UnexpectedEof` when it ended, or did not trust us, before it answered.
 pub fn ask(path: &Path, question: &str) -> io::Result<Answer> {
     let mut socket = std::os::unix::net::UnixStream::connect(path)?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
+    // The end of a tunnel waits for hooks and programs, and may take several times as long as an answer.
+    let patience = if question == "down" { END_TIMEOUT } else { TIMEOUT };
+    socket.set_read_timeout(Some(patience))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
     socket.write_all(format!("{question}\n").as_bytes())?;
     let mut bytes = Vec::new();

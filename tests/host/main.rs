@@ -123,8 +123,9 @@ fn netlink_does_what_ip_says() {
         }
     }
 
+    let port = |to: &str| (to.len() < 10).then_some(53);
     for to in ["198.51.100.1/32", "0.0.0.0/0", "2001:db8::/32", "::/0"] {
-        let rule = Rule { priority: 5200, to: network(to), table: 5555 };
+        let rule = Rule { priority: 5200, to: network(to), port: port(to), table: 5555 };
         netlink.add_rule(rule).unwrap();
         assert!(netlink.rules().unwrap().contains(&rule));
         netlink.delete_rule(rule).unwrap();
@@ -389,6 +390,41 @@ fn a_server_that_has_moved_can_be_looked_for() {
     host.undo();
     assert_eq!(state(), before);
     assert_eq!(resolver(), "nameserver 192.0.2.53\n");
+}
+
+#[test]
+fn a_resolver_of_this_host_may_ask_whom_it_wants_while_a_server_is_looked_for() {
+    if !in_own_namespaces(
+        "a_resolver_of_this_host_may_ask_whom_it_wants_while_a_server_is_looked_for",
+    ) {
+        return;
+    }
+    make_links();
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
+    // As it is where systemd-resolved is not.
+    run("sh", &["-c", "[ ! -d /run/systemd ] || mount -t tmpfs none /run/systemd"]);
+    let before = state();
+    let mut host = Host::open(places(&scratch), "vpnt", false).unwrap();
+    host.route(&ClientPlan {
+        servers: vec!["198.51.100.1:5555".parse().unwrap()],
+        default_route: true,
+        kill_switch: true,
+        ..ClientPlan::default()
+    })
+    .unwrap();
+    let question = "udp dport { 53, 853 } accept";
+    let way = || run("ip", &["route", "get", "9.9.9.9", "ipproto", "udp", "dport", "53"]);
+    assert!(!state().contains(question) && way().contains("dev vpnt"));
+    host.open_lookups().unwrap();
+    assert!(state().contains(question));
+    assert!(way().contains("dev eth0"), "{}", way());
+    assert_eq!(device_to("9.9.9.9"), "vpnt", "nothing but the questions");
+    host.close_lookups().unwrap();
+    assert!(!state().contains(question) && way().contains("dev vpnt"));
+    host.open_lookups().unwrap();
+    host.undo();
+    assert_eq!(state(), before);
 }
 
 #[test]

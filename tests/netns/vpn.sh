@@ -564,9 +564,12 @@ kill_switch() {
 	check "its device is deleted: it ends" until_true 5 is_gone "${pid[client]}"
 	check "nothing goes out" not pings c 203.0.113.9 -W 1
 	check "all the time nothing but tunnel datagrams left" no_leaks
+	on c "$binary" vpn down --tun-name vpnc --runtime-dir "$work/client.run" >"$work/down" 2>&1
+	check "vpn down: the way is free" pings c 203.0.113.9
 	client nobody.invalid --default-route --kill-switch
-	until_true 5 test -S "$work/client.run/vpn-vpnc.sock"
-	check "the server's name cannot be found: nothing goes out" not pings c 203.0.113.9 -W 1
+	check "a name that nobody knows: the kill switch comes first" \
+		until_true 5 on c nft list table inet udpferry_vpnc_kill
+	check "nothing goes out" not pings c 203.0.113.9 -W 1
 	end KILL client
 	on c "$binary" vpn down --tun-name vpnc --runtime-dir "$work/client.run" >"$work/down" 2>&1
 	check "vpn down: the way is free" pings c 203.0.113.9
@@ -594,8 +597,8 @@ confirm() {
 	check "confirmed: it stays" pings c 203.0.113.9
 	check "both end well" down || logs client server
 	client 192.0.2.77 --default-route --kill-switch --confirm 2
-	until_true 5 on c nft list table inet udpferry_vpnc_kill >/dev/null
-	check "a kill switch before any tunnel, not confirmed: all is undone within 4 s" until_true 4 same_host
+	check "a kill switch before any tunnel" until_true 5 on c nft list table inet udpferry_vpnc_kill
+	check "not confirmed: all is undone within 4 s" until_true 4 same_host
 	until_true 5 is_gone "${pid[client]}" || end TERM client
 }
 same_host() {

@@ -28,9 +28,9 @@ impl Changes {
         Changes::of(NETLINK_ROUTE, GROUPS)
     }
 
-    /// Listens from now on to links, addresses, routes and rules.
-    pub fn with_rules() -> io::Result<Changes> {
-        Changes::of(NETLINK_ROUTE, GROUPS | RULE_GROUPS)
+    /// Listens from now on to rules.
+    pub fn of_rules() -> io::Result<Changes> {
+        Changes::of(NETLINK_ROUTE, RULE_GROUPS)
     }
 
     /// Listens from now on to nftables; takes CAP_NET_ADMIN.

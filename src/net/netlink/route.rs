@@ -2,11 +2,11 @@
 
 use super::{Netlink, Network, family};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
     RouteScope, RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -133,9 +133,27 @@ impl Netlink {
         Ok(path)
     }
 
-    /// The routes of a table, of both families, to networks of unicast addresses or nowhere.
+    /// The routes of a table, of both families, to networks of unicast addresses or nowhere. Since Linux 4.20 the
+    /// kernel leaves the other tables out; before, a host with all of the Internet's routes takes its time.
     pub fn routes(&mut self, table: u32) -> io::Result<Vec<Route>> {
-        let answers = self.list(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        let is_strict = self.socket.set_netlink_get_strict_chk(true).is_ok();
+        let mut answers = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            if is_strict {
+                message.attributes.push(RouteAttribute::Table(table));
+            }
+            match self.list(RouteNetlinkMessage::GetRoute(message)) {
+                Ok(found) => answers.extend(found),
+                // There is no such table.
+                Err(error) if Netlink::is_absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if is_strict {
+            self.socket.set_netlink_get_strict_chk(false)?;
+        }
         Ok(answers.into_iter().filter_map(parsed).filter(|route| route.table == table).collect())
     }
 }

@@ -3,7 +3,7 @@
 use super::{Netlink, Network, family};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::RouteProtocol;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
 use std::net::IpAddr;
@@ -15,6 +15,8 @@ pub struct Rule {
     pub priority: u32,
     /// The packets that it is for, and its family; a length of 0 is all of that family.
     pub to: Network,
+    /// Of these only what goes to this port, with UDP and TCP; takes Linux 4.17.
+    pub port: Option<u16>,
     /// The table that is asked.
     pub table: u32,
 }
@@ -42,12 +44,14 @@ impl Netlink {
             for answer in self.list(RouteNetlinkMessage::GetRule(message))? {
                 let RouteNetlinkMessage::NewRule(message) = answer else { continue };
                 let to = Network { address: any, length: message.header.dst_len };
-                let mut rule = Rule { priority: 0, to, table: u32::from(message.header.table) };
+                let table = u32::from(message.header.table);
+                let mut rule = Rule { priority: 0, to, port: None, table };
                 for attribute in message.attributes {
                     match attribute {
                         RuleAttribute::Priority(number) => rule.priority = number,
                         RuleAttribute::Table(number) => rule.table = number,
                         RuleAttribute::Destination(address) => rule.to.address = address,
+                        RuleAttribute::DestinationPortRange(ports) => rule.port = Some(ports.start),
                         _ => {}
                     }
                 }
@@ -69,6 +73,10 @@ fn message(rule: Rule) -> RuleMessage {
     message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
     message.attributes.push(RuleAttribute::Priority(rule.priority));
     message.attributes.push(RuleAttribute::Table(rule.table));
+    if let Some(port) = rule.port {
+        let ports = RulePortRange { start: port, end: port };
+        message.attributes.push(RuleAttribute::DestinationPortRange(ports));
+    }
     if rule.to.length > 0 {
         message.attributes.push(RuleAttribute::Destination(rule.to.address));
     }

@@ -41,7 +41,7 @@ pub struct ClientPlan {
 }
 
 /// A plan that is in force.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct InForce {
     plan: ClientPlan,
     priority: u32,
@@ -81,8 +81,8 @@ impl Host {
             self.kill(&in_force)?;
         }
         if needs_table {
-            for network in outside(&in_force) {
-                self.rule(Rule { priority, to: network, table: MAIN })?;
+            for (to, port) in outside(&in_force) {
+                self.rule(Rule { priority, to, port, table: MAIN })?;
             }
             for network in networks {
                 let hop = if network.address.is_ipv6() && !plan.has_ipv6 {
@@ -98,7 +98,7 @@ impl Host {
                 let to = Network { address: any, length: 0 };
                 // Of a family that is asked for: the other one may not be there at all.
                 if in_force.routes.iter().any(|route| route.to.address.is_ipv4() == any.is_ipv4()) {
-                    self.rule(Rule { priority: priority + 1, to, table })?;
+                    self.rule(Rule { priority: priority + 1, to, port: None, table })?;
                 }
             }
         }
@@ -140,42 +140,45 @@ impl Host {
         self.change(|in_force| in_force.lookups = Some(lookups))
     }
 
-    /// A lookup is over: names are asked for in the tunnel again.
+    /// A lookup is over: names are asked for in the tunnel again. To be called again after an error.
     pub fn close_lookups(&mut self) -> Result<(), Error> {
         let Some(InForce { lookups: Some(_), plan, .. }) = &self.client else { return Ok(()) };
         let dns = plan.dns.clone();
-        self.change(|in_force| in_force.lookups = None)?;
-        if dns.is_empty() { Ok(()) } else { self.resolve_by(&dns) }
+        if !dns.is_empty() && self.dns_step().is_none() {
+            self.resolve_by(&dns)?;
+        }
+        self.change(|in_force| in_force.lookups = None)
     }
 
     fn change(&mut self, how: impl FnOnce(&mut InForce)) -> Result<(), Error> {
         let Some(mut in_force) = self.client.take() else { return Ok(()) };
+        let unchanged = in_force.clone();
         let before = outside(&in_force);
         how(&mut in_force);
         let after = outside(&in_force);
         let result = self.exchange(&in_force, &before, &after);
-        self.client = Some(in_force);
+        self.client = Some(if result.is_ok() { in_force } else { unchanged });
         result
     }
 
-    fn exchange(
-        &mut self,
-        in_force: &InForce,
-        before: &[Network],
-        after: &[Network],
-    ) -> Result<(), Error> {
+    fn exchange(&mut self, in_force: &InForce, before: &[Way], after: &[Way]) -> Result<(), Error> {
         if in_force.plan.kill_switch {
             self.kill(in_force)?;
         }
         if networks(&in_force.plan).is_empty() {
             return Ok(());
         }
-        let rule = |to: &Network| Rule { priority: in_force.priority, to: *to, table: MAIN };
-        for network in after.iter().filter(|network| !before.contains(network)) {
-            self.rule(rule(network))?;
+        let rule = |(to, port): &Way| Rule {
+            priority: in_force.priority,
+            to: *to,
+            port: *port,
+            table: MAIN,
+        };
+        for way in after.iter().filter(|way| !before.contains(way)) {
+            self.rule(rule(way))?;
         }
-        for network in before.iter().filter(|network| !after.contains(network)) {
-            self.withdraw(&Step::Rule(rule(network)));
+        for way in before.iter().filter(|way| !after.contains(way)) {
+            self.withdraw(&Step::Rule(rule(way)));
         }
         Ok(())
     }
@@ -199,9 +202,18 @@ impl Host {
         self.step(Step::Rule(rule), |host| {
             let doing =
                 || format!("cannot add a rule for {} with priority {}", rule.to, rule.priority);
-            let added = host.netlink.add_rule(rule);
+            let added = host.netlink.add_rule(rule).and_then(|()| host.check_port(rule));
             is_well(added, rule.to).map_err(Error::while_doing(doing))
         })
+    }
+
+    /// Before Linux 4.17 a rule for a port would be one for all ports: the kernel passes over what it does not know.
+    fn check_port(&mut self, rule: Rule) -> io::Result<()> {
+        if rule.port.is_none() || self.netlink.rules()?.contains(&rule) {
+            return Ok(());
+        }
+        self.netlink.delete_rule(Rule { port: None, ..rule })?;
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel has no rules for ports"))
     }
 
     fn own_route(&mut self, route: Route) -> Result<(), Error> {
@@ -244,22 +256,26 @@ fn networks(plan: &ClientPlan) -> Vec<Network> {
 }
 
 /// What stays outside the tunnel, each once.
-fn outside(in_force: &InForce) -> Vec<Network> {
+fn outside(in_force: &InForce) -> Vec<Way> {
     let servers = in_force.plan.servers.iter().map(SocketAddr::ip);
-    let lookups = in_force.lookups.iter().flat_map(|lookups| lookups.servers.iter().copied());
-    let hosts = servers.chain(in_force.ssh_peers.iter().copied()).chain(lookups);
-    let mut networks: Vec<Network> = hosts
+    let hosts = servers.chain(in_force.ssh_peers.iter().copied());
+    let mut ways: Vec<Way> = hosts
         .map(|host| Network::host(host.to_canonical()))
         .chain(in_force.plan.excludes.iter().copied())
+        .map(|network| (network, None))
+        .chain(in_force.lookups.iter().flat_map(Lookups::ways))
         .collect();
-    networks.sort_unstable();
-    networks.dedup();
-    networks
+    ways.sort_unstable();
+    ways.dedup();
+    ways
 }
+
+/// A network, and the port there if not all are meant.
+type Way = (Network, Option<u16>);
 
 /// Whether an addition for this network has come to what was wanted: it may be there already; and where the kernel has
 /// no IPv6 at all (ipv6.disable=1), nothing of it goes anywhere.
-fn is_well(result: io::Result<()>, to: Network) -> io::Result<()> {
+pub(super) fn is_well(result: io::Result<()>, to: Network) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) if to.address.is_ipv6() && Netlink::is_family_absent(&error) => Ok(()),
@@ -287,9 +303,10 @@ mod tests {
             ..ClientPlan::default()
         };
         let ssh_peers = vec!["192.0.2.9".parse().unwrap()];
-        let lookups = Some(Lookups { servers: vec!["192.0.2.53".parse().unwrap()], user: 0 });
+        let lookups =
+            Some(Lookups { servers: vec!["192.0.2.53".parse().unwrap()], users: vec![0] });
         let in_force = InForce { plan, priority: 1, ssh_peers, lookups, routes: Vec::new() };
-        let names: Vec<String> = outside(&in_force).iter().map(ToString::to_string).collect();
+        let names: Vec<String> = outside(&in_force).iter().map(|(to, _)| to.to_string()).collect();
         assert_eq!(names, ["10.0.0.0/8", "192.0.2.1/32", "192.0.2.9/32", "192.0.2.53/32"]);
     }
 

@@ -2,8 +2,9 @@
 //! and does it.
 
 use super::journal::Step;
-use super::{Host, Places, journal_path, program};
+use super::{Host, Places, program};
 use crate::error::Error;
+use crate::net::netlink::Network;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
@@ -12,43 +13,74 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The first line of a file that we wrote goes on with the tunnel's name and a full stop: a file without it is somebody
-/// else's.
+/// The first line of a file that we wrote goes on with the tunnel's name, the number of the machine's run in which it was
+/// written, and a full stop: a file without it is somebody else's.
 const MARK: &str = "# written by udpferry vpn for ";
 /// systemd-resolved's own file with the servers that it asks, and the directory that belongs to it
 /// (systemd-resolved.service(8)).
 const RESOLVED: &str = "/run/systemd/resolve";
-const RESOLVED_SERVERS: &str = "/run/systemd/resolve/resolv.conf";
+const RESOLVED_SERVERS: &str = "resolv.conf";
 /// Its stub, where /etc/resolv.conf leads to it without a link.
 const RESOLVED_STUB: &str = "nameserver 127.0.0.53";
 /// Where Debian's resolvconf says in which order interfaces count: those that begin with "tun." before Ethernet's.
 const INTERFACE_ORDER: &str = "/etc/resolvconf/interface-order";
+/// Another one after each start of the machine (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Tunnels that replace each other's file, one upon the other.
 const TUNNELS_MAX: usize = 16;
 
-/// Whom this host asks for names when no tunnel is there, and which user asks.
+/// Whom this host asks for names when no tunnel is there, and which users ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lookups {
-    /// The servers of the file that was there before any tunnel's.
+    /// The servers of the file that was there before any tunnel's; none: whoever a daemon of this host asks.
     pub servers: Vec<IpAddr>,
-    /// This process's, or systemd-resolved's where that asks for all.
-    pub user: u32,
+    /// This process's user, and systemd-resolved's where there is one; none: a daemon's, which may be any.
+    pub users: Vec<u32>,
 }
+
+/// DNS, and DNS over TLS (RFC 7858).
+pub const LOOKUP_PORTS: [u16; 2] = [53, 853];
+/// A cache of the C library's that asks in its clients' place.
+const NSCD: &str = "/run/nscd/socket";
 
 impl Lookups {
     /// As it is now.
     pub fn now(places: &Places) -> Lookups {
         let servers = servers_in(&content_below_tunnels(&places.resolv_conf));
-        let own = Lookups { servers, user: nix::unistd::geteuid().as_raw() };
-        // Somebody on this host asks in our place.
-        if own.servers.iter().any(IpAddr::is_loopback) {
-            if let (Ok(text), Ok(directory)) =
-                (fs::read_to_string(RESOLVED_SERVERS), fs::metadata(RESOLVED))
-            {
-                return Lookups { servers: servers_in(&text), user: directory.uid() };
+        Lookups::of(servers, Path::new(RESOLVED), Path::new(NSCD))
+    }
+
+    fn of(mut servers: Vec<IpAddr>, resolved: &Path, nscd: &Path) -> Lookups {
+        let mut users = vec![nix::unistd::geteuid().as_raw()];
+        if let Ok(directory) = fs::metadata(resolved) {
+            // The C library may ask it whatever the file says (nss-resolve(8)).
+            users.push(directory.uid());
+            let own = fs::read_to_string(resolved.join(RESOLVED_SERVERS)).unwrap_or_default();
+            let is_stub = servers.iter().all(IpAddr::is_loopback);
+            servers.extend(servers_in(&own));
+            if is_stub {
+                servers.retain(|server| !server.is_loopback());
             }
         }
-        own
+        if servers.iter().any(IpAddr::is_loopback) {
+            // dnsmasq, unbound, a container's: nobody says whom they ask.
+            return Lookups::default();
+        }
+        if nscd.exists() {
+            users.clear();
+        }
+        Lookups { servers, users }
+    }
+
+    /// Where questions go, and to which ports; a length of 0 is everywhere.
+    pub(super) fn ways(&self) -> Vec<(Network, Option<u16>)> {
+        if self.servers.is_empty() {
+            let everywhere = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+            let everywhere = everywhere.map(|address| Network { address, length: 0 });
+            let ways = everywhere.iter().flat_map(|to| LOOKUP_PORTS.map(|port| (*to, Some(port))));
+            return ways.collect();
+        }
+        self.servers.iter().map(|server| (Network::host(server.to_canonical()), None)).collect()
     }
 }
 
@@ -77,7 +109,7 @@ impl Host {
                     Ok(()) => return Ok(()),
                     Err(error) => {
                         log::warn!("{}: {error}; trying another way to set DNS", self.tun);
-                        self.withdraw(&step);
+                        self.abandon(&step);
                     }
                 }
             }
@@ -153,14 +185,14 @@ fn beside(path: &Path, tun: &str) -> PathBuf {
 
 /// Puts a file in place of `path`, which is set aside, be it a file or a symbolic link.
 fn replace(path: &Path, tun: &str, servers: &[IpAddr]) -> io::Result<()> {
-    if owner(path).as_deref() != Some(tun) {
+    if owner(path).is_none_or(|owner| owner.tun != tun) {
         match fs::rename(path, beside(path, tun)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
     let new = path.with_extension("udpferry-new");
-    let title = format!("{MARK}{tun}. The file before it is beside it.");
+    let title = format!("{MARK}{tun} in boot {}. The file before it is beside it.", boot());
     fs::write(&new, format!("{title}\n{}", text(servers)))?;
     set_readable(&new)?;
     fs::rename(new, path)
@@ -179,8 +211,8 @@ pub(super) fn restore(path: &Path, tun: &str) -> Result<(), Error> {
     let mut place = path.to_owned();
     for _ in 0..TUNNELS_MAX {
         match owner(&place) {
-            Some(owner) if owner == tun => break,
-            Some(other) => place = beside(path, &other),
+            Some(owner) if owner.tun == tun => break,
+            Some(other) => place = beside(path, &other.tun),
             None if fs::symlink_metadata(&place).is_ok() => {
                 if fs::symlink_metadata(&aside).is_ok() {
                     log::warn!(
@@ -204,51 +236,60 @@ pub(super) fn restore(path: &Path, tun: &str) -> Result<(), Error> {
     result.map_err(Error::while_doing(|| format!("cannot put {} back", path.display())))
 }
 
-/// Restores the file in the place of those of tunnels that are gone with their journals: the machine has lost its
-/// power, and what they wrote leads nowhere. Returns whether there were any.
+/// Restores the file in the place of those that were written before the machine was started: whoever wrote them lost
+/// his journal with it, and they lead nowhere. Returns whether there were any.
 pub(crate) fn restore_orphans(places: &Places) -> bool {
     let path = &places.resolv_conf;
-    let is_orphan = |tun: &String| {
-        let journal = fs::read_to_string(journal_path(&places.runtime_dir, tun));
-        !journal.is_ok_and(|text| text.lines().any(|line| line == Step::ResolvConf.to_string()))
-    };
+    let now = boot();
     let mut any = false;
     for _ in 0..TUNNELS_MAX {
-        let Some(tun) = owners(path).into_iter().find(is_orphan) else { break };
-        log::warn!("{}: putting back what a run of {tun} before this one replaced", path.display());
+        let orphan = owners(path).into_iter().find(|owner| owner.boot != now);
+        let Some(Owner { tun, .. }) = orphan else { break };
         if let Err(error) = restore(path, &tun) {
             log::error!("{error}");
             break;
         }
+        log::warn!("{}: put back what {tun} had replaced before a loss of power", path.display());
         any = true;
     }
     any
 }
 
-/// The tunnels whose files are there, the last one first.
-fn owners(path: &Path) -> Vec<String> {
+fn boot() -> String {
+    fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+}
+
+/// Who wrote a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Owner {
+    tun: String,
+    boot: String,
+}
+
+/// Those whose files are there, the last one first.
+fn owners(path: &Path) -> Vec<Owner> {
     let mut owners = Vec::new();
     let mut place = path.to_owned();
-    while let Some(tun) = owner(&place).filter(|_| owners.len() < TUNNELS_MAX) {
-        place = beside(path, &tun);
-        owners.push(tun);
+    while let Some(owner) = owner(&place).filter(|_| owners.len() < TUNNELS_MAX) {
+        place = beside(path, &owner.tun);
+        owners.push(owner);
     }
     owners
 }
 
 fn content_below_tunnels(path: &Path) -> String {
-    let place = owners(path).last().map_or_else(|| path.to_owned(), |tun| beside(path, tun));
+    let place = owners(path).last().map_or_else(|| path.to_owned(), |it| beside(path, &it.tun));
     fs::read_to_string(place).unwrap_or_default()
 }
 
-/// The tunnel that wrote a file.
-fn owner(path: &Path) -> Option<String> {
+fn owner(path: &Path) -> Option<Owner> {
     if !fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
         return None;
     }
     let text = fs::read_to_string(path).ok()?;
-    let (tun, _) = text.strip_prefix(MARK)?.split_once(". ")?;
-    super::is_interface_name(tun).then(|| tun.to_owned())
+    let (title, _) = text.strip_prefix(MARK)?.split_once(". ")?;
+    let (tun, boot) = title.split_once(" in boot ")?;
+    super::is_interface_name(tun).then(|| Owner { tun: tun.to_owned(), boot: boot.to_owned() })
 }
 
 #[cfg(test)]
@@ -277,7 +318,8 @@ mod tests {
             fs::write(&path, "nameserver 192.0.2.53\n").unwrap();
             replace(&path, "vpn.a", &servers("10.0.0.2")).unwrap();
             replace(&path, "b", &servers("10.1.0.2")).unwrap();
-            assert_eq!(owners(&path), ["b", "vpn.a"]);
+            let names: Vec<String> = owners(&path).into_iter().map(|owner| owner.tun).collect();
+            assert_eq!(names, ["b", "vpn.a"]);
             assert_eq!(servers_in(&content_below_tunnels(&path)), servers("192.0.2.53"));
             restore(&path, order[0]).unwrap();
             let left = fs::read_to_string(&path).unwrap();
@@ -300,15 +342,44 @@ mod tests {
         let path = &places.resolv_conf;
         fs::write(path, "nameserver 192.0.2.53\n").unwrap();
         replace(path, "vpnc", &servers("10.0.0.2")).unwrap();
+        let of_before = |path: &Path| {
+            let text = fs::read_to_string(path).unwrap();
+            fs::write(path, text.replace(&boot(), "11111111-0000")).unwrap();
+        };
+        of_before(path);
         replace(path, "vpnd", &servers("10.0.0.3")).unwrap();
         // That one runs.
-        fs::write(journal_path(&places.runtime_dir, "vpnd"), "resolv.conf\n").unwrap();
         assert!(restore_orphans(&places));
-        assert_eq!(owners(path), ["vpnd"]);
-        fs::remove_file(journal_path(&places.runtime_dir, "vpnd")).unwrap();
+        assert_eq!(owners(path).len(), 1);
+        assert!(fs::read_to_string(path).unwrap().ends_with("10.0.0.3\n"));
+        assert!(!restore_orphans(&places));
+        of_before(path);
         assert!(restore_orphans(&places));
         assert_eq!(fs::read_to_string(path).unwrap(), "nameserver 192.0.2.53\n");
         assert!(!restore_orphans(&places));
+        fs::remove_dir_all(place).unwrap();
+    }
+
+    #[test]
+    fn whoever_asks_for_names_is_let_pass() {
+        let place = place();
+        let resolved = place.join("resolve");
+        let nscd = place.join("nscd");
+        let own = nix::unistd::geteuid().as_raw();
+        let direct = Lookups::of(servers("192.0.2.53"), &resolved, &nscd);
+        assert_eq!(direct, Lookups { servers: servers("192.0.2.53"), users: vec![own] });
+        assert_eq!(direct.ways(), [(Network::host("192.0.2.53".parse().unwrap()), None)]);
+        let daemon = Lookups::of(servers("127.0.0.1"), &resolved, &nscd);
+        assert_eq!(daemon, Lookups::default());
+        let ports: Vec<_> = daemon.ways().into_iter().map(|(to, port)| (to.length, port)).collect();
+        assert_eq!(ports, [(0, Some(53)), (0, Some(853)), (0, Some(53)), (0, Some(853))]);
+        fs::write(&nscd, "").unwrap();
+        assert!(Lookups::of(servers("192.0.2.53"), &resolved, &nscd).users.is_empty());
+        fs::remove_file(&nscd).unwrap();
+        fs::create_dir(&resolved).unwrap();
+        fs::write(resolved.join("resolv.conf"), "nameserver 192.0.2.54\n").unwrap();
+        let stub = Lookups::of(servers("127.0.0.53"), &resolved, &nscd);
+        assert_eq!((stub.servers, stub.users.len()), (servers("192.0.2.54"), 2));
         fs::remove_dir_all(place).unwrap();
     }
 

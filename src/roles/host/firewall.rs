@@ -1,6 +1,6 @@
 //! nftables: a table of our own for each tunnel, put in and taken out whole.
 
-use super::dns::Lookups;
+use super::dns::{LOOKUP_PORTS, Lookups};
 use super::program;
 use crate::error::Error;
 use crate::net::netlink::Network;
@@ -103,14 +103,9 @@ fn kill_switch_text(switch: &KillSwitch<'_>) -> String {
         let (family, address) = words(*peer);
         line(format!("  {family} daddr {address} meta l4proto tcp accept"));
     }
-    if let Some(Lookups { servers, user }) = switch.lookups {
-        for server in servers {
-            let (family, address) = words(*server);
-            for protocol in ["udp", "tcp"] {
-                line(format!(
-                    "  meta skuid {user} {family} daddr {address} {protocol} dport 53 accept"
-                ));
-            }
+    if let Some(lookups) = switch.lookups {
+        for rule in lookup_rules(lookups) {
+            line(format!("  {rule}"));
         }
     }
     // Without an address or a neighbour there is no way to the server either.
@@ -130,6 +125,31 @@ fn kill_switch_text(switch: &KillSwitch<'_>) -> String {
     line("}".into());
     text.push_str("}\n");
     text
+}
+
+/// What lets questions for names pass.
+fn lookup_rules(lookups: &Lookups) -> Vec<String> {
+    let to = |server: &IpAddr| {
+        let (family, address) = words(*server);
+        format!("{family} daddr {address} ")
+    };
+    let mut to: Vec<String> = lookups.servers.iter().map(to).collect();
+    if to.is_empty() {
+        to.push(String::new());
+    }
+    let mut by: Vec<String> =
+        lookups.users.iter().map(|user| format!("meta skuid {user} ")).collect();
+    if by.is_empty() {
+        by.push(String::new());
+    }
+    let mut rules = Vec::new();
+    for (by, to) in by.iter().flat_map(|by| to.iter().map(move |to| (by, to))) {
+        for protocol in ["udp", "tcp"] {
+            let [dns, tls] = LOOKUP_PORTS;
+            rules.push(format!("{by}{to}{protocol} dport {{ {dns}, {tls} }} accept"));
+        }
+    }
+    rules
 }
 
 fn words(address: IpAddr) -> (&'static str, IpAddr) {
@@ -203,7 +223,10 @@ mod tests {
             servers: &["198.51.100.1:5555".parse().unwrap(), "[2001:db8::1]:5555".parse().unwrap()],
             excludes: &[net("192.168.1.0", 24)],
             ssh_peers: &["::ffff:192.0.2.9".parse().unwrap()],
-            lookups: Some(&Lookups { servers: vec!["192.0.2.53".parse().unwrap()], user: 981 }),
+            lookups: Some(&Lookups {
+                servers: vec!["192.0.2.53".parse().unwrap()],
+                users: vec![981],
+            }),
         });
         for line in [
             "type filter hook output priority 0; policy drop;",
@@ -212,11 +235,13 @@ mod tests {
             "ip daddr 192.168.1.0/24 accept",
             "ip daddr 192.0.2.9 meta l4proto tcp accept",
             "udp sport 68 udp dport 67 accept",
-            "meta skuid 981 ip daddr 192.0.2.53 udp dport 53 accept",
-            "meta skuid 981 ip daddr 192.0.2.53 tcp dport 53 accept",
+            "meta skuid 981 ip daddr 192.0.2.53 udp dport { 53, 853 } accept",
+            "meta skuid 981 ip daddr 192.0.2.53 tcp dport { 53, 853 } accept",
         ] {
             assert!(text.contains(&format!("    {line}\n")), "{line} is not in\n{text}");
         }
         assert_eq!(text.matches("policy drop").count(), 2);
+        let any = lookup_rules(&Lookups::default());
+        assert_eq!(any, ["udp dport { 53, 853 } accept", "tcp dport { 53, 853 } accept"]);
     }
 }

@@ -1,6 +1,7 @@
 //! The operator's own commands, when the tunnel is up and before it goes.
 
 use crate::error::Error;
+use crate::runtime::errands::Errands;
 use crate::runtime::{signals, thread};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use std::io;
@@ -63,6 +64,19 @@ pub fn run_and_log(command: &str, facts: Facts<'_>, limit: Duration) {
             log::warn!("the hook {command:?} still runs after {limit:?}; not waiting for it");
         }
         Err(error) => log::warn!("{error}"),
+    }
+}
+
+/// Runs the command of an end behind those that still run, and waits for it, [`DOWN_LIMIT`] at the most.
+pub fn run_last(hooks: &Errands, command: &str, facts: Vec<(&'static str, String)>) {
+    let (sender, ended) = bounded(1);
+    let last = command.to_owned();
+    let is_sent = hooks.send(move || {
+        run_and_log(&last, &facts, DOWN_LIMIT);
+        let _ = sender.send(());
+    });
+    if !is_sent || ended.recv_timeout(DOWN_LIMIT).is_err() {
+        log::warn!("the hook {command:?} is not waited for any longer");
     }
 }
 

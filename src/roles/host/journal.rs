@@ -5,7 +5,7 @@ use crate::net::netlink::rule::Rule;
 use std::fmt::{self, Display};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// A change, by what undoes it.
@@ -33,7 +33,12 @@ impl Display for Step {
             Step::Sysctl(name, before) => write!(out, "sysctl {name} {before}"),
             Step::Table(family, name) => write!(out, "table {family} {name}"),
             Step::KillSwitch(name) => write!(out, "kill-switch {name}"),
-            Step::Rule(Rule { priority, to, table }) => write!(out, "rule {priority} {to} {table}"),
+            Step::Rule(Rule { priority, to, port: None, table }) => {
+                write!(out, "rule {priority} {to} {table}")
+            }
+            Step::Rule(Rule { priority, to, port: Some(port), table }) => {
+                write!(out, "rule {priority} {to} {table} {port}")
+            }
             Step::Route(to, table) => write!(out, "route {to} {table}"),
             Step::Run(words) => write!(out, "run {}", words.join(" ")),
             Step::ResolvConf => out.write_str("resolv.conf"),
@@ -55,9 +60,10 @@ impl Step {
                 Step::Table((*family).into(), (*name).into())
             }
             ("kill-switch", [name]) if is_own_table(name) => Step::KillSwitch((*name).into()),
-            ("rule", [priority, to, table]) => Step::Rule(Rule {
+            ("rule", [priority, to, table, port @ ..]) if port.len() < 2 => Step::Rule(Rule {
                 priority: priority.parse().ok()?,
                 to: network(to)?,
+                port: port.first().map(|port| port.parse()).transpose().ok()?,
                 table: table.parse().ok()?,
             }),
             ("route", [to, table]) => Step::Route(network(to)?, table.parse().ok()?),
@@ -141,7 +147,11 @@ impl Journal {
     }
 
     /// Adds a step, on disk first.
+    /// One that is there already, as it could not be undone before, is there once.
     pub fn note(&mut self, step: Step) -> io::Result<()> {
+        if self.has(&step) {
+            return Ok(());
+        }
         let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
         // One write: whole or not there.
         file.write_all(format!("{step}\n").as_bytes())?;
@@ -180,6 +190,10 @@ impl Journal {
         }
         let mut file: File =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        // Of a service's user, when root undoes what the service has left.
+        if let Ok(before) = fs::metadata(&self.path) {
+            let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+        }
         for step in &self.steps {
             writeln!(file, "{step}")?;
         }
@@ -198,7 +212,8 @@ mod tests {
             Step::Sysctl("net/ipv4/ip_forward".into(), "0".into()),
             Step::Table("inet".into(), "udpferry_vpns".into()),
             Step::KillSwitch("udpferry_vpnc_kill".into()),
-            Step::Rule(Rule { priority: 5200, to, table: 254 }),
+            Step::Rule(Rule { priority: 5200, to, port: None, table: 254 }),
+            Step::Rule(Rule { priority: 5200, to, port: Some(53), table: 254 }),
             Step::Route(to, 5555),
             Step::Run(vec!["resolvectl".into(), "revert".into(), "vpnc".into()]),
             Step::Sysctl("net/ipv6/conf/eth0.7/accept_ra".into(), "1".into()),
@@ -223,6 +238,8 @@ mod tests {
             "sysctl a",
             "rule x 1.2.3.4/5 6",
             "rule 1 1.2.3.4 6",
+            "rule 1 1.2.3.4/5 6 x",
+            "rule 1 1.2.3.4/5 6 7 8",
             "run",
             "table inet",
             "what 1",

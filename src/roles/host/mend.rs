@@ -1,61 +1,84 @@
 //! What others remove of a tunnel's changes, and how it is put back: systemd-networkd clears rules that it does
 //! not know, `ip link set down` a device's routes, and the first line of many nftables.conf is `flush ruleset`.
 
+use super::client::is_well;
 use super::journal::Step;
 use super::{Host, firewall};
 use crate::error::Error;
+use crate::net::netlink::Network;
 use crate::net::netlink::route::Route;
 use crate::net::netlink::rule::Rule;
+use std::fmt::Display;
+use std::fs;
+use std::io;
+
+/// It is there if the kernel has IPv6 at all.
+const IPV6: &str = "/proc/sys/net/ipv6";
 
 impl Host {
-    /// Looks for the rules and routes that this tunnel needs, and adds those that are gone. To be called a little after
-    /// the kernel has told of a change. What cannot be added now is a line in the log.
-    pub fn mend_routes(&mut self) {
-        match self.missing_routes() {
-            Ok((rules, routes)) => {
-                for rule in &rules {
-                    self.report("the rule for", rule.to, |host| host.netlink.add_rule(*rule));
-                }
-                for route in &routes {
-                    self.report("the route to", route.to, |host| host.netlink.add_route(*route));
-                }
-            }
-            Err(error) => log::warn!("{}: cannot look after its routes: {error}", self.tun),
-        }
-    }
-
-    fn report(
-        &mut self,
-        what: &str,
-        to: crate::net::netlink::Network,
-        add: impl FnOnce(&mut Host) -> std::io::Result<()>,
-    ) {
-        match add(self) {
-            Ok(()) => log::warn!("{}: {what} {to} was removed by others; put back", self.tun),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+    /// Looks for the rules and routes that this tunnel needs, and adds those that are gone; returns whether all are there
+    /// then. To be called a little after the kernel has told of a change, and again a little later if they are not.
+    /// What cannot be added is a line in the log, once.
+    pub fn mend_routes(&mut self) -> bool {
+        let (rules, routes) = match self.missing_routes() {
+            Ok(missing) => missing,
             Err(error) => {
-                log::warn!("{}: {what} {to} was removed by others: {error}", self.tun);
+                self.complain(&format_args!("cannot look after its routes: {error}"));
+                return false;
             }
+        };
+        let mut failure = None;
+        for rule in rules {
+            let added = is_well(self.netlink.add_rule(rule), rule.to);
+            failure = self.tell("the rule for", rule.to, added).or(failure);
+        }
+        for route in routes {
+            let added = is_well(self.netlink.add_route(route), route.to);
+            failure = self.tell("the route to", route.to, added).or(failure);
+        }
+        match failure {
+            Some(failure) => self.complain(&failure),
+            None => self.has_complained = false,
+        }
+        !self.has_complained
+    }
+
+    fn tell(&self, what: &str, to: Network, added: io::Result<()>) -> Option<String> {
+        match added {
+            Ok(()) => {
+                log::warn!("{}: {what} {to} was removed by others; put back", self.tun);
+                None
+            }
+            Err(error) => Some(format!("{what} {to} was removed by others: {error}")),
         }
     }
 
-    fn missing_routes(&mut self) -> std::io::Result<(Vec<Rule>, Vec<Route>)> {
+    fn complain(&mut self, what: &dyn Display) {
+        if !std::mem::replace(&mut self.has_complained, true) {
+            log::warn!("{}: {what}; trying again", self.tun);
+        }
+    }
+
+    fn missing_routes(&mut self) -> io::Result<(Vec<Rule>, Vec<Route>)> {
         let Some(in_force) = self.client.as_ref().filter(|it| !it.routes.is_empty()) else {
             return Ok((Vec::new(), Vec::new()));
         };
         let wanted = in_force.routes.clone();
         let table = wanted.first().map_or(0, |route| route.table);
         let there = self.netlink.routes(table)?;
-        let routes = wanted.into_iter().filter(|route| !has_route(&there, route)).collect();
+        let has_ipv6 = !matches!(fs::exists(IPV6), Ok(false));
+        let is_possible = |to: &Network| has_ipv6 || to.address.is_ipv4();
+        let routes = wanted.into_iter().filter(|it| is_possible(&it.to) && !has_route(&there, it));
+        let routes = routes.collect();
         let there = self.netlink.rules()?;
         let rules = self.journal.steps().iter().filter_map(|step| match step {
-            Step::Rule(rule) if !there.contains(rule) => Some(*rule),
+            Step::Rule(rule) if is_possible(&rule.to) && !there.contains(rule) => Some(*rule),
             _ => None,
         });
         Ok((rules.collect(), routes))
     }
 
-    /// Looks for this tunnel's tables of nftables, and puts in those that are gone.
+    /// Looks for this tunnel's tables of nftables, and puts in those that are gone. To be called again after an error.
     pub fn mend_tables(&mut self) -> Result<(), Error> {
         let tables: Vec<Step> = self.journal.steps().to_vec();
         for step in tables {

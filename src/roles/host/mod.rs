@@ -63,6 +63,8 @@ pub struct Host {
     client: Option<client::InForce>,
     /// A server's table of nftables that is in force.
     server: Option<server::InForce>,
+    /// Whether the log says that something cannot be mended.
+    has_complained: bool,
 }
 
 impl Host {
@@ -80,7 +82,15 @@ impl Host {
         }))?;
         let netlink = Netlink::open().map_err(Error::while_doing(|| "cannot open netlink"))?;
         let tun = tun.to_owned();
-        let mut host = Host { tun, places, netlink, journal, client: None, server: None };
+        let mut host = Host {
+            tun,
+            places,
+            netlink,
+            journal,
+            client: None,
+            server: None,
+            has_complained: false,
+        };
         if !left.is_empty() {
             let tun = &host.tun;
             log::warn!("{tun}: undoing {} changes that a run before this one left", left.len());
@@ -137,6 +147,16 @@ impl Host {
         }
         kept.reverse();
         self.journal.replace(kept).map_err(Error::while_doing(|| "cannot write the journal"))
+    }
+
+    /// Undoes a step that has failed, as far as it was done, for another one in its place.
+    pub(crate) fn abandon(&mut self, step: &Step) {
+        if let Err(error) = undo::undo(self, step) {
+            log::debug!("{}: cannot undo \"{step}\": {error}", self.tun);
+        }
+        if let Err(error) = self.journal.forget(step) {
+            log::error!("{}: cannot write the journal: {error}", self.tun);
+        }
     }
 
     /// Undoes one step that is not needed any more.

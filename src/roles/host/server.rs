@@ -4,7 +4,7 @@
 //! the default route that it had from router advertisements, and takes no other, unless `accept_ra` is 2.
 
 use super::journal::Step;
-use super::undo::{read_sysctl, value_before_others, write_sysctl};
+use super::undo::{IPV6_FORWARDING, read_sysctl, value_before_others, write_sysctl};
 use super::{Host, firewall, is_interface_name, program};
 use crate::error::Error;
 use crate::net::netlink::Network;
@@ -51,8 +51,8 @@ impl Host {
         let has_ipv6 = plan.networks.iter().any(|network| network.address.is_ipv6());
         self.switch_on("net/ipv4/ip_forward")?;
         if has_ipv6 {
-            self.keep_advertised_route(&out)?;
-            self.switch_on("net/ipv6/conf/all/forwarding")?;
+            self.keep_advertised_route(&out);
+            self.switch_on(IPV6_FORWARDING)?;
         }
         let has_iptables = program::is_there("iptables");
         self.server = Some(InForce { networks: plan.networks.clone(), out: out.clone() });
@@ -63,7 +63,7 @@ impl Host {
             // Such as a kernel whose nftables have no NAT for both families (before 5.2).
             Some(Err(error)) if has_iptables => {
                 log::warn!("{}: {error}; trying iptables", self.tun);
-                self.withdraw(&step);
+                self.abandon(&step);
                 self.masquerade_by_iptables(plan, &out)?;
             }
             Some(Err(error)) => return Err(error),
@@ -84,19 +84,28 @@ impl Host {
         firewall::serve(&firewall::Server { tun: &self.tun, networks, masquerade: Some(out) })
     }
 
-    /// Before IPv6 is forwarded: see the top of this file.
-    fn keep_advertised_route(&mut self, out: &str) -> Result<(), Error> {
+    /// Before IPv6 is forwarded: see the top of this file. A host that forwards already has made up its mind. What cannot
+    /// be done here holds nobody up.
+    fn keep_advertised_route(&mut self, out: &str) {
+        let Ok(forwarding) = read_sysctl(IPV6_FORWARDING) else { return };
+        if forwarding == "1" && value_before_others(self, IPV6_FORWARDING).is_none() {
+            return;
+        }
+        // The way of IPv6 may be another one.
+        let far_away = FAR_AWAY[1].parse::<IpAddr>().ok();
+        let path = far_away.and_then(|address| self.netlink.path_to(address).ok());
+        let link = path.and_then(|path| self.netlink.link_by_index(path.device).ok());
+        let out = link.map_or_else(|| out.to_owned(), |link| link.name);
         let name = format!("net/ipv6/conf/{out}/accept_ra");
-        match read_sysctl(&name) {
-            Ok(value) if value == "1" => {
-                let before = value_before_others(self, &name).unwrap_or(value);
-                self.step(Step::Sysctl(name.clone(), before), |_| write_sysctl(&name, "2"))
-            }
-            Ok(value) if value == "2" => match value_before_others(self, &name) {
-                Some(before) => self.step(Step::Sysctl(name, before), |_| Ok(())),
-                None => Ok(()),
-            },
-            _ => Ok(()),
+        let Ok(value) = read_sysctl(&name) else { return };
+        let before = value_before_others(self, &name);
+        if !(value == "1" || value == "2" && before.is_some()) {
+            return;
+        }
+        let step = Step::Sysctl(name.clone(), before.unwrap_or(value));
+        if let Err(error) = self.step(step.clone(), |_| write_sysctl(&name, "2")) {
+            log::warn!("{}: {error}; an IPv6 route of router advertisements may go", self.tun);
+            self.abandon(&step);
         }
     }
 

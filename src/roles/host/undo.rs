@@ -8,6 +8,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+/// The switch that makes this host an IPv6 router.
+pub(super) const IPV6_FORWARDING: &str = "net/ipv6/conf/all/forwarding";
+
 /// Undoes a step. What is gone already is undone.
 pub(super) fn undo(host: &mut Host, step: &Step) -> Result<(), Error> {
     match step {
@@ -15,8 +18,13 @@ pub(super) fn undo(host: &mut Host, step: &Step) -> Result<(), Error> {
             if value_before_others(host, name).is_some() {
                 return Ok(());
             }
-            if let Some(link) = forwarder().filter(|_| name.contains("forward") && before == "0") {
+            let is_forwarding = name.contains("forward");
+            if let Some(link) = forwarder(host).filter(|_| is_forwarding && before == "0") {
                 log::warn!("{}: {name} stays 1: {link} needs it, too", host.tun);
+                return Ok(());
+            }
+            // Undone behind forwarding: as long as that stays, router advertisements would not be heard.
+            if !is_forwarding && read_sysctl(IPV6_FORWARDING).is_ok_and(|value| value == "1") {
                 return Ok(());
             }
             match write_sysctl(name, before) {
@@ -63,16 +71,16 @@ fn is_still_there(host: &mut Host, name: &str, arguments: &[&str]) -> bool {
 
 /// An interface of a program that has this host forward too, and that switches forwarding on only when it is off:
 /// containers' and virtual machines' bridges.
-fn forwarder() -> Option<String> {
+fn forwarder(host: &mut Host) -> Option<String> {
     const PREFIXES: [&str; 7] = ["docker", "br-", "virbr", "lxcbr", "lxdbr", "cni", "podman"];
-    let names = fs::read_dir("/sys/class/net").ok()?.flatten();
-    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let links = host.netlink.links().ok()?;
+    let mut names = links.into_iter().map(|link| link.name);
     names.find(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
 fn gone(result: io::Result<()>) -> Result<(), Error> {
     match result {
-        Err(error) if !Netlink::is_absent(&error) => {
+        Err(error) if !Netlink::is_absent(&error) && !Netlink::is_family_absent(&error) => {
             Err(Error::System { doing: "cannot delete it".into(), cause: error })
         }
         _ => Ok(()),

@@ -11,7 +11,8 @@ use super::identity::Identity;
 use super::outbox::Outbox;
 use super::sockets::Sockets;
 use super::{
-    ClientConfig, DEVICE, HOOK_STACK, MEND_DELAY, listen_to_tables, socket_path, tell_plaintext,
+    ClientConfig, DEVICE, HOOK_STACK, MEND_DELAY, REPEAT_DELAY, listen_to_tables, mend_tables,
+    socket_path, tell_plaintext,
 };
 use crate::error::Error;
 use crate::net::netlink::changes::Changes;
@@ -46,8 +47,9 @@ use std::time::Instant;
 const CHANGES: Token = Token(FIRST_OWN + control::TOKENS);
 /// Word that the machine has slept.
 const WAKES: Token = Token(CHANGES.0 + 1);
-/// Word of changes of nftables.
+/// Word of changes of nftables, and of rules, which are no changes of the network: most are our own.
 const TABLES: Token = Token(CHANGES.0 + 2);
+const RULES: Token = Token(CHANGES.0 + 3);
 /// One lookup is under way at a time; a late answer may wait beside it.
 const ANSWERS_MAX: usize = 2;
 /// Hooks run on a thread of their own: a slow one holds up nothing but the next.
@@ -77,6 +79,8 @@ struct Client {
     confirm_by: Option<Instant>,
     /// When to look after routes and rules, and after tables of nftables.
     mend_routes_at: Option<Instant>,
+    /// When to end what a lookup has needed.
+    close_lookups_at: Option<Instant>,
     mend_tables_at: Option<Instant>,
     /// Anybody may say "who are you" in the server's name.
     log_gate: LogGate,
@@ -88,6 +92,7 @@ struct Inbox {
     found: Receiver<lookup::Answer>,
     changes: Changes,
     wakes: Wakes,
+    rules: Changes,
     tables: Option<Changes>,
 }
 
@@ -134,7 +139,13 @@ impl Client {
         let identity = Identity::open(directory, &shared.tun)?;
         let sockets = Sockets::any(shared)?;
         let device = Device::open(&shared.tun, shared.offload)?;
-        let mut changes = Changes::with_rules()
+        let mut rules = Changes::of_rules()
+            .map_err(Error::while_doing(|| "cannot listen to changes of routing rules"))?;
+        frame
+            .events
+            .register(&mut rules, RULES, Interest::READABLE)
+            .map_err(Error::while_doing(|| "cannot listen to changes of routing rules"))?;
+        let mut changes = Changes::open()
             .map_err(Error::while_doing(|| "cannot listen to the network's changes"))?;
         frame
             .events
@@ -178,11 +189,12 @@ impl Client {
             routed: None,
             confirm_by: None,
             mend_routes_at: None,
+            close_lookups_at: None,
             mend_tables_at: None,
             log_gate: LogGate::new(1, 5),
             config,
         };
-        Ok((client, Inbox { reports, found: answers, changes, wakes, tables }))
+        Ok((client, Inbox { reports, found: answers, changes, wakes, rules, tables }))
     }
 
     /// The kill switch first; then tries the addresses of the last run while the name is looked up.
@@ -206,6 +218,7 @@ impl Client {
                 self.confirm_by,
                 self.mend_routes_at,
                 self.mend_tables_at,
+                self.close_lookups_at,
                 control.next_deadline(),
             ];
             let deadline = deadline.into_iter().flatten().min();
@@ -223,6 +236,11 @@ impl Client {
                         let now = clock::now();
                         self.connection.on_network_change(now);
                         self.mend_routes_at.get_or_insert(now + MEND_DELAY);
+                    }
+                }
+                Happening::Ready(RULES, _) => {
+                    if inbox.rules.take() {
+                        self.mend_routes_at.get_or_insert(clock::now() + MEND_DELAY);
                     }
                 }
                 Happening::Ready(TABLES, _) => {
@@ -261,9 +279,7 @@ impl Client {
     ) -> Result<(), Error> {
         let now = clock::now();
         for answer in inbox.found.drain() {
-            if let Err(error) = host.close_lookups() {
-                log::error!("{error}");
-            }
+            self.close_lookups(now, host);
             match answer {
                 Ok(servers) => self.resolved(now, servers, host)?,
                 Err(error) => {
@@ -306,14 +322,11 @@ impl Client {
             return Ok(true);
         }
         if self.mend_routes_at.is_some_and(|at| at <= now) {
-            self.mend_routes_at = None;
-            host.mend_routes();
+            self.mend_routes_at = (!host.mend_routes()).then(|| now + REPEAT_DELAY);
         }
-        if self.mend_tables_at.is_some_and(|at| at <= now) {
-            self.mend_tables_at = None;
-            if let Err(error) = host.mend_tables() {
-                log::error!("{}: cannot look after its tables: {error}", self.config.shared.tun);
-            }
+        mend_tables(&mut self.mend_tables_at, now, host);
+        if self.close_lookups_at.is_some_and(|at| at <= now) {
+            self.close_lookups(now, host);
         }
         while let Some(step) = self.connection.poll(now, random_number()) {
             match step {
@@ -350,9 +363,19 @@ impl Client {
             let _ = found.send(answer);
         });
         if !is_asked {
+            self.close_lookups(now, host);
             self.connection.unresolved(now, chance());
         }
         Ok(())
+    }
+
+    /// Names are asked for in the tunnel again; what fails is tried again.
+    pub(super) fn close_lookups(&mut self, now: Instant, host: &mut Host) {
+        let closed = host.close_lookups();
+        self.close_lookups_at = closed.is_err().then(|| now + REPEAT_DELAY);
+        if let Err(error) = closed {
+            log::error!("{}: {error}; trying again", self.config.shared.tun);
+        }
     }
 
     /// Only the server is listened to, and it is the only peer.
@@ -377,7 +400,7 @@ impl Client {
     fn stop(mut self) {
         log::info!("{}: stopping", self.config.shared.tun);
         if let (Some(command), Some(_)) = (&self.config.shared.hooks.down, &self.settled) {
-            hooks::run_and_log(command, &self.facts(), hooks::DOWN_LIMIT);
+            hooks::run_last(&self.hooks, command, self.facts());
         }
         if let (Some(server), true) = (self.connection.server(), self.settled.is_some()) {
             self.say(server, &Request::Goodbye { client: self.identity.id });

@@ -107,9 +107,11 @@ pub fn confirm(m: &Matches) -> Result<u8, Error> {
 pub fn down(m: &Matches) -> Result<u8, Error> {
     let place = Place::of(m)?;
     let places = Places::new(&place.runtime_dir);
-    if place.tun.is_none() && place.tunnels().is_empty() && dns::restore_orphans(&places) {
-        say("put back what a run before a loss of power had left\n")?;
-        return Ok(0);
+    if dns::restore_orphans(&places) {
+        say("put back what a run before a loss of power had left in /etc/resolv.conf\n")?;
+        if place.tun.is_none() && place.tunnels().is_empty() {
+            return Ok(0);
+        }
     }
     let tun = place.the_one()?;
     let has_kind = |error: &Error, kinds: &[io::ErrorKind]| match error {

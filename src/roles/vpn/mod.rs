@@ -56,6 +56,7 @@ use crate::net::netlink::Network;
 use crate::net::netlink::changes::Changes;
 use crate::net::udp::Buffers;
 use crate::roles::frame::Frame;
+use crate::roles::host::Host;
 use crate::roles::host::server::Nat;
 use crate::runtime::metrics::{FamilyInfo, Registry};
 use crate::state::access::Prefix;
@@ -68,7 +69,7 @@ use mio::{Interest, Token};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The port of the plan that this grew from.
 const DEFAULT_PORT: u16 = 5555;
@@ -173,6 +174,8 @@ fn mtu_inside(path_mtu: u16, is_ipv4: bool) -> u16 {
 
 /// From a change of the host's to the look at what it has left of ours: many come together.
 const MEND_DELAY: Duration = Duration::from_secs(1);
+/// To the next try when that has failed.
+const REPEAT_DELAY: Duration = Duration::from_secs(5);
 /// Of the thread that runs a hook.
 const HOOK_STACK: usize = 128 * 1024;
 
@@ -190,6 +193,17 @@ fn listen_to_tables(is_needed: bool, frame: &mut Frame, token: Token) -> Option<
         );
     }
     listening.ok()
+}
+
+/// Looks after our tables of nftables when that is due.
+fn mend_tables(at: &mut Option<Instant>, now: Instant, host: &mut Host) {
+    if at.is_some_and(|at| at <= now) {
+        *at = None;
+        if let Err(error) = host.mend_tables() {
+            log::error!("cannot look after tables of nftables: {error}; trying again");
+            *at = Some(now + REPEAT_DELAY);
+        }
+    }
 }
 
 /// The control socket of a tunnel.

@@ -8,8 +8,8 @@ use super::lease_file::LeaseFile;
 use super::sockets::Sockets;
 use super::status::{self, Status};
 use super::{
-    DEVICE, ETHERNET_MTU, HOOK_STACK, MEND_DELAY, ServerConfig, listen_to_tables, mtu_inside,
-    socket_path, tell_plaintext,
+    DEVICE, ETHERNET_MTU, HOOK_STACK, MEND_DELAY, ServerConfig, listen_to_tables, mend_tables,
+    mtu_inside, socket_path, tell_plaintext,
 };
 use crate::error::Error;
 use crate::net::netlink::changes::Changes;
@@ -52,6 +52,8 @@ struct Server {
     leases: LeaseFile,
     /// When to look after the table of nftables.
     mend_tables_at: Option<Instant>,
+    /// A thread of their own: clients and signals do not wait for them.
+    hooks: Errands,
 }
 
 /// What the main thread receives from others.
@@ -96,6 +98,8 @@ impl Server {
         let counters = Counters::new(&mut frame.registry);
         let desk = Desk::new(&config, path_mtu, leases, counters, now)?;
         let (plane, reports) = Plane::start("vpn", &frame.wake()?, &mut frame.registry)?;
+        let hooks = Errands::start("vpn:hooks", 2, HOOK_STACK)
+            .map_err(Error::while_doing(|| "cannot start a thread"))?;
         let server = Server {
             config,
             started: now,
@@ -105,6 +109,7 @@ impl Server {
             desk,
             leases: lease_file,
             mend_tables_at: None,
+            hooks,
         };
         server.plane.order(&Order::Table(Arc::new(server.desk.table())));
         for order in server.sockets.orders() {
@@ -116,7 +121,12 @@ impl Server {
             nat: server.config.nat.clone(),
         })?;
         log::info!("{}: up with {}", server.config.shared.tun, words(server.device.addresses()));
-        server.run_up_hook()?;
+        if let Some(command) = server.config.shared.hooks.up.clone() {
+            let facts = server.facts();
+            // There is room for two.
+            let _ =
+                server.hooks.send(move || hooks::run_and_log(&command, &facts, hooks::UP_LIMIT));
+        }
         let tables = listen_to_tables(server.config.nat.is_some(), frame, TABLES);
         Ok((server, Inbox { reports, tables }))
     }
@@ -243,12 +253,7 @@ impl Server {
     }
 
     fn tend(&mut self, now: Instant, host: &mut Host) {
-        if self.mend_tables_at.is_some_and(|at| at <= now) {
-            self.mend_tables_at = None;
-            if let Err(error) = host.mend_tables() {
-                log::error!("{}: cannot look after its tables: {error}", self.config.shared.tun);
-            }
-        }
+        mend_tables(&mut self.mend_tables_at, now, host);
         self.desk.tend(now);
         self.publish(now);
         self.leases.tend(now, self.desk.leases());
@@ -257,23 +262,12 @@ impl Server {
     fn stop(mut self) {
         log::info!("{}: stopping, {} clients", self.config.shared.tun, self.desk.len());
         if let Some(command) = &self.config.shared.hooks.down {
-            hooks::run_and_log(command, &self.facts(), hooks::DOWN_LIMIT);
+            hooks::run_last(&self.hooks, command, self.facts());
         }
         self.desk.say_goodbye();
         self.desk.send(&self.sockets);
         self.plane.stop();
         self.leases.save(self.desk.leases());
-    }
-
-    /// On a thread of its own: clients and signals do not wait for it.
-    fn run_up_hook(&self) -> Result<(), Error> {
-        let Some(command) = self.config.shared.hooks.up.clone() else { return Ok(()) };
-        let facts = self.facts();
-        let hooks = Errands::start("vpn:hooks", 1, HOOK_STACK)
-            .map_err(Error::while_doing(|| "cannot start a thread"))?;
-        // There is room for one.
-        let _ = hooks.send(move || hooks::run_and_log(&command, &facts, hooks::UP_LIMIT));
-        Ok(())
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {

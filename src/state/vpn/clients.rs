@@ -201,11 +201,11 @@ impl Clients {
         Ok(Entered { number, addresses, change })
     }
 
-    /// Whether a message comes from a client that is there, which knows its number: its messages are counted for
-    /// themselves, so that nobody who forges its address can use up what it may say.
-    pub fn admits(&mut self, now: Instant, endpoint: SocketAddr, id: ClientId) -> bool {
-        let client = self.at(endpoint, id).and_then(|number| self.present.get_mut(&number));
-        client.is_some_and(|client| client.messages.take(now))
+    /// Whether there is time for a message of a client that is there and knows its number; `None` if it is nobody's such.
+    /// They are counted for themselves, so that nobody who forges its address can use up what it may say.
+    pub fn admits(&mut self, now: Instant, endpoint: SocketAddr, id: ClientId) -> Option<bool> {
+        let number = self.at(endpoint, id)?;
+        self.present.get_mut(&number).map(|client| client.messages.take(now))
     }
 
     /// A keepalive. Returns whose, unless no client of that number is at the endpoint.

@@ -107,6 +107,8 @@ pub struct Connection {
     keepalive: Duration,
     /// When something was sent last.
     last_sent: Option<Instant>,
+    /// It is the server's answer that makes us pause: a change of this host's network is no reason to ask it again sooner.
+    is_turned_away: bool,
 }
 
 impl Connection {
@@ -121,6 +123,7 @@ impl Connection {
             pause: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             keepalive: Duration::ZERO,
             last_sent: None,
+            is_turned_away: false,
         }
     }
 
@@ -209,7 +212,6 @@ impl Connection {
             return false;
         }
         self.retry.succeeded();
-        self.pause.succeeded();
         self.keepalive = keepalive.max(KEEPALIVE_RETRY / 2);
         self.rest(now);
         true
@@ -220,6 +222,7 @@ impl Connection {
         let is_answer = self.is_answer(answered);
         if is_answer {
             self.search(now, chance);
+            self.is_turned_away = true;
         }
         is_answer
     }
@@ -259,9 +262,9 @@ impl Connection {
     /// the same: on some hosts routes change all the time.
     pub fn on_network_change(&mut self, now: Instant) {
         let at = self.not_too_soon(now);
-        self.pause.succeeded();
         match &mut self.phase {
-            Phase::Searching { until } => *until = at.min(*until),
+            Phase::Searching { until } if !self.is_turned_away => *until = at.min(*until),
+            Phase::Searching { .. } => {}
             Phase::Asking { next, .. } => {
                 self.retry.succeeded();
                 *next = at.min(*next);
@@ -275,9 +278,15 @@ impl Connection {
         }
     }
 
-    /// The server has a place for us, but what it says cannot be made use of here. `chance` is random.
+    /// What the server said with its welcome cannot be made use of here. `chance` is random.
     pub fn on_unusable(&mut self, now: Instant, chance: u16) {
         self.search(now, chance);
+        self.is_turned_away = true;
+    }
+
+    /// What the server said with its welcome has been made use of.
+    pub fn on_settled(&mut self) {
+        self.pause.succeeded();
     }
 
     /// The address that is talked to, if any.
@@ -323,6 +332,7 @@ impl Connection {
 
     fn search(&mut self, now: Instant, chance: u16) {
         self.lookup = self.lookup.wanted();
+        self.is_turned_away = false;
         let until = now + jittered(self.pause.failed(), chance);
         self.phase = Phase::Searching { until };
     }

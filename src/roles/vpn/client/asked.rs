@@ -19,6 +19,13 @@ impl Client {
         match question {
             "status" => Some(Done(self.status(now, registry).text())),
             "status json" => Some(Done(self.status(now, registry).json())),
+            "confirm" if self.confirm_by.is_some() && self.settled.is_none() => {
+                self.confirm_by = None;
+                let tun = &self.config.shared.tun;
+                log::info!("{tun}: the kill switch is confirmed");
+                let more = "the tunnel is not up yet and will have to be confirmed when it is";
+                Some(Done(format!("{tun}: the kill switch stays; {more}\n")))
+            }
             "confirm" if self.confirm_by.take().is_some() => {
                 log::info!("{}: confirmed", self.config.shared.tun);
                 Some(Done(format!("{}: confirmed, everything stays\n", self.config.shared.tun)))

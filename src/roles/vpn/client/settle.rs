@@ -107,7 +107,9 @@ impl Client {
         if !self.config.kill_switch {
             return Ok(());
         }
-        self.ask_to_confirm(self.started);
+        if self.settled.is_none() {
+            self.ask_to_confirm(self.started);
+        }
         host.route(&ClientPlan {
             servers: self.connection.servers().to_vec(),
             excludes: self.config.excludes.clone(),
@@ -117,9 +119,9 @@ impl Client {
         })
     }
 
-    /// The host is about to change: from the first time on the operator has to confirm it.
+    /// The host is about to change for the first time, or to be routed for the first time: the operator has to confirm it.
     fn ask_to_confirm(&mut self, now: Instant) {
-        if let Some(time) = self.config.confirm.take() {
+        if let (Some(time), None) = (self.config.confirm, &self.routed) {
             self.confirm_by = Some(now + time);
         }
     }
@@ -162,8 +164,12 @@ impl Client {
         if self.config.dns.contains(&Dns::Pushed) && new.dns.iter().next().is_none() {
             log::warn!("--dns server: {} tells no DNS server", self.config.server);
         }
-        self.ask_to_confirm(now);
+        if before.is_none() {
+            self.ask_to_confirm(now);
+        }
         self.route(&new, host)?;
+        self.close_lookups(now, host);
+        self.connection.on_settled();
         let addresses: Vec<String> =
             self.device.addresses().iter().map(ToString::to_string).collect();
         let (tun, server) = (&self.config.shared.tun, &self.config.server);

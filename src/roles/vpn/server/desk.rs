@@ -47,6 +47,8 @@ pub(super) struct Desk {
     messages: SourceRate,
     /// Hellos that show a cookie, which nobody who forges the address has.
     proved: SourceRate,
+    /// Those without one: their answers take no memory and are shorter than they are.
+    asking: SourceRate,
     questions: SourceRate,
     settings: Settings,
     client_log: LogGate,
@@ -81,6 +83,7 @@ impl Desk {
             has_changed: false,
             cookies: Cookies::new(now)?,
             messages: SourceRate::new(MESSAGES_PER_SECOND, SOURCES_MAX),
+            asking: SourceRate::new(MESSAGES_PER_SECOND, SOURCES_MAX),
             proved: SourceRate::new(MESSAGES_PER_SECOND, SOURCES_MAX),
             questions: SourceRate::new(QUESTIONS_PER_SECOND, SOURCES_MAX),
             settings: Settings {
@@ -149,17 +152,16 @@ impl Desk {
     fn admits(&mut self, now: Instant, from: Contact, request: Option<&Request>) -> bool {
         let ip = from.endpoint.ip();
         match request {
-            Some(Request::Keepalive { client, .. } | Request::Goodbye { client })
-                if self.clients.admits(now, from.endpoint, *client) =>
-            {
-                true
+            Some(Request::Keepalive { client, .. } | Request::Goodbye { client }) => {
+                let own = self.clients.admits(now, from.endpoint, *client);
+                own.unwrap_or_else(|| self.messages.admit(now, ip, 1))
             }
-            Some(Request::Hello { cookie, .. })
-                if self.cookies.counts(now, from.endpoint, 0, cookie.0) =>
-            {
-                self.proved.admit(now, ip, 1)
+            Some(Request::Hello { cookie, .. }) => {
+                let is_proved = self.cookies.counts(now, from.endpoint, 0, cookie.0);
+                let rate = if is_proved { &mut self.proved } else { &mut self.asking };
+                rate.admit(now, ip, 1)
             }
-            _ => self.messages.admit(now, ip, 1),
+            None => self.messages.admit(now, ip, 1),
         }
     }
 

@@ -369,3 +369,27 @@ fn it_comes_up_again_after_whatever_happens() {
         }
     }
 }
+
+#[test]
+fn who_was_turned_away_does_not_come_back_sooner_for_a_change_of_routes() {
+    let start = start();
+    let mut connection = up(start);
+    let mut now = start + seconds(100);
+    let mut pauses = Vec::new();
+    for _ in 0..5 {
+        connection.on_unusable(now, 1 << 15);
+        connection.on_network_change(now + ms(10));
+        let until = connection.next_deadline().unwrap();
+        pauses.push((until - now).as_millis());
+        now = until;
+        while connection.poll(now, 7).is_some() {}
+        connection.on_cookie(now, 7, COOKIE);
+        while connection.poll(now, 8).is_some() {}
+        assert!(connection.on_welcome(now, 8, KEEPALIVE));
+    }
+    assert!(pauses.windows(2).all(|pair| pair[0] < pair[1]), "{pauses:?}");
+    // A welcome that was of use.
+    connection.on_settled();
+    connection.on_unusable(now, 1 << 15);
+    assert_eq!((connection.next_deadline().unwrap() - now).as_millis(), pauses[0]);
+}

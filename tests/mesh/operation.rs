@@ -134,6 +134,32 @@ fn reports_and_a_new_key_on_request() {
     let daemon = Daemon::start_in(scratch, &options);
     let list = || {
         let args = ["meshctl", "-s", "127.0.0.1", "-p", "5002", "--key", &shown, "--timeout=0.3"];
+#[test]
+fn a_hook_may_use_the_control_program() {
+    if !in_own_namespaces("operation::a_hook_may_use_the_control_program") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (said, socket) = (scratch.path("said"), scratch.path("control.sock"));
+    let meshctl = format!("{UDPFERRY} meshctl --socket {}", socket.display());
+    // The hook's own tunnel has an MTU of 1400, and a remote.
+    let hook = format!(
+        "--up=[ $UDPFERRY_TUN = t1 ] || exit 0; {{ {meshctl} list && {meshctl} add t9 -t \
+         10.9.9.1/30 -r 127.0.9.9 && {meshctl} update t1 --set follow=true && echo $UDPFERRY_MTU; \
+         }} >{} 2>&1",
+        said.display()
+    );
+    let daemon = Daemon::start_in(scratch, &[&hook]);
+    daemon.ask(add(&[tunnel(1)]));
+    daemon.await_field("t1", "follow", &true.into());
+    let [one, nine] = [daemon.list()[0].clone(), daemon.list()[1].clone()];
+    assert_eq!(one["mtu"], 1400, "{one}");
+    assert_eq!((&nine["mtu"], &nine["remoteServer"]), (&"auto".into(), &"127.0.9.9".into()));
+    let ends = || fs::read_to_string(&said).ok().filter(|text| text.ends_with("\n1400\n"));
+    let text = await_some(ends).unwrap_or_else(|| fs::read_to_string(&said).unwrap_or_default());
+    assert!(text.contains("+ t9\n") && text.ends_with("\n1400\n"), "{text}");
+}
+
         udpferry(&args).status.success()
     };
     assert!(list());

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Bytes of IP and UDP headers in front of what a datagram carries.
 const OVERHEAD_IPV4: u32 = 28;
@@ -34,7 +34,7 @@ impl fmt::Display for Failure {
 }
 
 /// A device that is there.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Device {
     /// The data plane's number of it.
     pub(super) id: DeviceId,
@@ -42,6 +42,7 @@ pub(super) struct Device {
     pub(super) index: u32,
 }
 
+    file: Weak<TunDevice>,
 /// All devices, by the names of their tunnels.
 pub(super) struct Devices {
     netlink: Netlink,
@@ -67,13 +68,19 @@ impl Devices {
     }
 
     /// The device of a tunnel.
-    pub(super) fn get(&self, name: &TunnelName) -> Option<Device> {
-        self.by_name.get(name).copied()
+    pub(super) fn get(&self, name: &TunnelName) -> Option<&Device> {
+        self.by_name.get(name)
     }
 
-    /// The tunnel whose device has that number.
-    pub(super) fn owner(&self, id: DeviceId) -> Option<&TunnelName> {
-        self.by_name.iter().find(|(_, device)| device.id == id).map(|(name, _)| name)
+    /// The tunnel whose device this is.
+    pub(super) fn owner(&self, device: &Arc<TunDevice>) -> Option<&TunnelName> {
+        let is_it = |found: &Device| std::ptr::eq(found.file.as_ptr(), Arc::as_ptr(device));
+        self.by_name.iter().find(|(_, found)| is_it(found)).map(|(name, _)| name)
+    }
+
+    /// Whether one of the devices has that number of the kernel's.
+    pub(super) fn has_index(&self, index: u32) -> bool {
+        self.by_name.values().any(|device| device.index == index)
     }
 
     /// Whether the kernel still has the device.
@@ -120,8 +127,10 @@ impl Devices {
             self.next_id += 1;
             DeviceId(self.next_id - 1)
         });
-        plane.order(&Order::AddDevice(id, Arc::new(device)));
-        self.by_name.insert(name.clone(), Device { id, index });
+        let device = Arc::new(device);
+        let file = Arc::downgrade(&device);
+        plane.order(&Order::AddDevice(id, device));
+        self.by_name.insert(name.clone(), Device { id, index, file });
         Ok(())
     }
 
@@ -132,7 +141,7 @@ impl Devices {
     /// carried meanwhile.
     pub(super) fn sweep(&mut self, plane: &Plane) {
         let closed = std::mem::take(&mut self.closed);
-        let deleted = match closed[..] {
+        let deleted = match &closed[..] {
             [] => return,
             [device] => self.netlink.delete_link(device.index),
             _ => self.delete_all(&closed),

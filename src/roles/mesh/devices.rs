@@ -1,5 +1,7 @@
 //! The tunnels' devices: what a plan's steps come to on this host.
 
+use crate::net::netlink::changes::Touched;
+use crate::net::netlink::link::Link;
 use crate::net::netlink::route::{Hop, MAIN, Route};
 use crate::net::netlink::{Netlink, Network};
 use crate::net::random;
@@ -10,7 +12,7 @@ use crate::roles::data_plane::table::DeviceId;
 use crate::state::access::Prefix;
 use crate::state::mesh::plan::Action;
 use crate::state::mesh::tunnel::{Address, TunnelName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -40,9 +42,9 @@ pub(super) struct Device {
     pub(super) id: DeviceId,
     /// The kernel's.
     pub(super) index: u32,
+    file: Weak<TunDevice>,
 }
 
-    file: Weak<TunDevice>,
 /// All devices, by the names of their tunnels.
 pub(super) struct Devices {
     netlink: Netlink,
@@ -192,10 +194,7 @@ impl Devices {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                     added => added?,
                 }
-                match address.broadcast().map(|last| netlink.delete_broadcast(index, last)) {
-                    Some(Err(error)) if !Netlink::is_absent(&error) => Err(error),
-                    _ => Ok(()),
-                }
+                self.delete_broadcast(index, address)
             }
             Action::RemoveAddress(address) => {
                 present(netlink.delete_address(index, network_of(address)))
@@ -212,6 +211,35 @@ impl Devices {
             },
             Action::RemoveRoute(to) => present(netlink.delete_route(route(index, to))),
             Action::Open | Action::Close => Ok(()),
+        }
+    }
+
+    /// The tunnels whose devices something has changed about.
+    pub(super) fn touched(&self, touched: &Touched) -> Vec<TunnelName> {
+        let these = self.by_name.iter().filter(|(_, device)| touched.has(device.index));
+        these.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Asks for all links, addresses and routes.
+    pub(super) fn there(&mut self) -> io::Result<There> {
+        let links = self.netlink.links()?.into_iter().map(|link| (link.index, link));
+        let links = links.collect();
+        let addresses = self.netlink.addresses()?.into_iter();
+        let addresses = addresses.map(|found| (found.index, found.network)).collect();
+        let routes = self.netlink.routes(MAIN)?.into_iter();
+        let routes = routes.filter_map(|found| match found.hop {
+            Hop::Device(index) => Some((index, found.to)),
+            _ => None,
+        });
+        Ok(There { links, addresses, routes: routes.collect() })
+    }
+
+    /// Makes the last address of an IPv4 network a host's. The kernel takes it for the broadcast
+    /// address again whenever the device is switched on.
+    pub(super) fn delete_broadcast(&mut self, index: u32, address: Address) -> io::Result<()> {
+        match address.broadcast() {
+            Some(last) => present(self.netlink.delete_broadcast(index, last)),
+            None => Ok(()),
         }
     }
 
@@ -232,6 +260,29 @@ impl Devices {
         };
         let overhead = if remote.is_ipv4() { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 };
         Ok(mtu.saturating_sub(overhead))
+    }
+}
+
+/// What the kernel has of all devices.
+pub(super) struct There {
+    links: HashMap<u32, Link>,
+    addresses: HashSet<(u32, Network)>,
+    routes: HashSet<(u32, Network)>,
+}
+
+impl There {
+    /// Whether the device of that number is switched on; None if it is not there, or has another name.
+    pub(super) fn is_up(&self, index: u32, name: &TunnelName) -> Option<bool> {
+        let link = self.links.get(&index).filter(|link| link.name == name.as_str());
+        link.map(|link| link.is_up)
+    }
+
+    pub(super) fn has_address(&self, index: u32, address: Address) -> bool {
+        self.addresses.contains(&(index, network_of(address)))
+    }
+
+    pub(super) fn has_route(&self, index: u32, to: Prefix) -> bool {
+        self.routes.contains(&(index, route(index, to).to))
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Mesh {
     /// Numbers of pings.
     pub(super) chance: Seeded,
     pub(super) log: LogGate,
-    plane: Plane,
+    pub(super) plane: Plane,
     series: Series,
     store: Option<Store>,
     is_unsaved: bool,
@@ -292,6 +292,7 @@ impl Mesh {
         let Some(before) = self.running.get(&from.name) else { return next };
         next.counters = Arc::clone(&before.counters);
         next.device_fault.clone_from(&before.device_fault);
+        next.is_off = before.is_off;
         (next.retry_at, next.backoff) = (before.retry_at, before.backoff);
         next.heard_before = before.counters.last_heard();
         if from.remote == to.remote {

@@ -1,6 +1,6 @@
 //! As a service: starting under its names, stopping, reports, hooks, first aid.
 
-use crate::daemon::{DATA, Daemon, add, del, devices, has_device, remote, tunnel};
+use crate::daemon::{DATA, Daemon, add, del, devices, has_device, many, remote, tunnel};
 use crate::support::kernel::{in_own_namespaces, run, sysctl};
 use crate::support::programs::Process;
 use crate::support::{Scratch, UDPFERRY, await_some, run as udpferry};
@@ -70,17 +70,7 @@ fn five_hundred_tunnels_start_soon_and_take_little() {
     drop(empty);
     let scratch = Scratch::new();
     let state = scratch.path("state.json");
-    let tunnels: Value = (0..500_u16)
-        .map(|number| {
-            let [high, low] = number.to_be_bytes();
-            let mut tunnel = tunnel(low);
-            tunnel["name"] = format!("t{number}").into();
-            tunnel["tunnelIP"] = format!("10.{}.{low}.1", high + 1).into();
-            tunnel["remoteServer"] = format!("127.{}.1.{low}", high + 1).into();
-            tunnel
-        })
-        .collect();
-    let text = json!({ "version": 1, "commandTime": 0, "tunnel": tunnels }).to_string();
+    let text = json!({ "version": 1, "commandTime": 0, "tunnel": many(500) }).to_string();
     fs::write(&state, text).unwrap();
     let begin = std::time::Instant::now();
     let daemon = Daemon::start_in(scratch, &["--state-file", state.to_str().unwrap()]);
@@ -89,6 +79,29 @@ fn five_hundred_tunnels_start_soon_and_take_little() {
     assert_eq!(daemon.metric("udpferry_mesh_tunnels"), 500);
     let each = (daemon.service.status("VmRSS") - before) / 500;
     assert!(each < 97, "{each} KiB for a tunnel");
+}
+
+#[test]
+fn five_hundred_tunnels_are_applied_and_stop_together() {
+    if !in_own_namespaces("operation::five_hundred_tunnels_are_applied_and_stop_together") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let file = daemon.scratch.path("mesh.json");
+    let apply = |tunnels: &[Value]| {
+        fs::write(&file, json!({ "tunnel": tunnels }).to_string()).unwrap();
+        // Enough to plan it; for doing it there is more for each tunnel.
+        let output = daemon.meshctl(&["--timeout=1", "apply", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(devices().len(), tunnels.len() + 1);
+    };
+    apply(&many(500));
+    apply(&[]);
+    apply(&many(500));
+    let (status, took) = daemon.service.stop();
+    assert!(status.success());
+    eprintln!("stopped in {took:?}");
+    assert_eq!(devices(), ["lo"]);
 }
 
 #[test]
@@ -122,19 +135,6 @@ fn hooks_run_and_their_failures_are_counted() {
 }
 
 #[test]
-fn reports_and_a_new_key_on_request() {
-    if !in_own_namespaces("operation::reports_and_a_new_key_on_request") {
-        return;
-    }
-    let scratch = Scratch::new();
-    let key = scratch.path("key");
-    fs::write(&key, "0123456789abcdef").unwrap();
-    let shown = key.to_str().unwrap().to_owned();
-    let options = ["--control-addr=127.0.0.1:5002", "--control-key", &shown];
-    let daemon = Daemon::start_in(scratch, &options);
-    let list = || {
-        let args = ["meshctl", "-s", "127.0.0.1", "-p", "5002", "--key", &shown, "--timeout=0.3"];
-#[test]
 fn a_hook_may_use_the_control_program() {
     if !in_own_namespaces("operation::a_hook_may_use_the_control_program") {
         return;
@@ -160,6 +160,19 @@ fn a_hook_may_use_the_control_program() {
     assert!(text.contains("+ t9\n") && text.ends_with("\n1400\n"), "{text}");
 }
 
+#[test]
+fn reports_and_a_new_key_on_request() {
+    if !in_own_namespaces("operation::reports_and_a_new_key_on_request") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let key = scratch.path("key");
+    fs::write(&key, "0123456789abcdef").unwrap();
+    let shown = key.to_str().unwrap().to_owned();
+    let options = ["--control-addr=127.0.0.1:5002", "--control-key", &shown];
+    let daemon = Daemon::start_in(scratch, &options);
+    let list = || {
+        let args = ["meshctl", "-s", "127.0.0.1", "-p", "5002", "--key", &shown, "--timeout=0.3"];
         udpferry(&args).status.success()
     };
     assert!(list());

@@ -21,6 +21,8 @@ fn a_tunnel_has_what_was_wished_for_until_it_goes() {
     wished["addresses"] = json!(["fd00::1/64"]);
     let answer = daemon.ask(add(&[wished]));
     assert_eq!(answer["changes"], json!([{ "change": "add", "name": "t1" }]), "{answer}");
+    let shown = &answer["tunnel"][0];
+    assert_eq!((&shown["state"], &shown["deviceMtu"]), (&"unknown".into(), &1400.into()));
     let address = run("ip", &["-o", "address", "show", "dev", "t1"]);
     assert!(
         address.contains("inet 10.0.1.1/30") && address.contains("inet6 fd00::1/64"),
@@ -35,6 +37,7 @@ fn a_tunnel_has_what_was_wished_for_until_it_goes() {
         { "name": "t1", "tunnelIP": "10.0.9.1/24", "mtu": 1300, "routes": ["192.168.3.0/24"] }
     ]}));
     assert_eq!(answer["changed"], 1, "{answer}");
+    assert_eq!(answer["tunnel"][0]["deviceMtu"], 1300, "{answer}");
     let address = run("ip", &["-o", "address", "show", "dev", "t1"]);
     assert!(address.contains("inet 10.0.9.1/24") && !address.contains("10.0.1.1"), "{address}");
     assert!(address.contains("inet6 fd00::1/64"), "{address}");

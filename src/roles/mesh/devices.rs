@@ -49,6 +49,8 @@ pub(super) struct Device {
 pub(super) struct Devices {
     netlink: Netlink,
     offload: bool,
+    /// The group of all devices: a number that nobody else uses.
+    group: u32,
     by_name: BTreeMap<TunnelName, Device>,
     /// Those of closed tunnels, which [`Devices::sweep`] deletes.
     closed: Vec<Device>,
@@ -62,6 +64,7 @@ impl Devices {
         Ok(Devices {
             netlink: Netlink::open()?,
             offload,
+            group: random_group()?,
             by_name: BTreeMap::new(),
             closed: Vec::new(),
             free: Vec::new(),
@@ -125,6 +128,7 @@ impl Devices {
         }
         let device = TunDevice::open(name.as_str(), self.offload)?;
         let index = self.netlink.link(name.as_str())?.index;
+        self.netlink.set_group(index, self.group)?;
         let id = self.free.pop().unwrap_or_else(|| {
             self.next_id += 1;
             DeviceId(self.next_id - 1)
@@ -162,8 +166,7 @@ impl Devices {
     }
 
     fn delete_all(&mut self, devices: &[Device]) -> io::Result<()> {
-        // Any number that nobody else uses.
-        let group = u32::from_ne_bytes(random::bytes()?) | 1 << 30;
+        let group = random_group()?;
         let mut any = false;
         for device in devices {
             match self.netlink.set_group(device.index, group) {
@@ -177,9 +180,19 @@ impl Devices {
         if any { self.netlink.delete_group(group) } else { Ok(()) }
     }
 
-    /// Marks every device as closed, for [`Devices::sweep`].
-    pub(super) fn close_all(&mut self) {
-        self.closed.extend(std::mem::take(&mut self.by_name).into_values());
+    /// Has the kernel delete all devices, at once: it takes 0.3 ms each, and 10 to 20 ms for those
+    /// that somebody has put into another group, which go when they are closed.
+    pub(super) fn delete_everything(&mut self) {
+        if self.by_name.is_empty() {
+            return;
+        }
+        match self.netlink.delete_group(self.group) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("cannot delete the devices, which go when they are closed: {error}");
+            }
+            _ => {}
+        }
+        self.by_name.clear();
     }
 
     fn change(&mut self, index: u32, action: Action) -> io::Result<()> {
@@ -284,6 +297,11 @@ impl There {
     pub(super) fn has_route(&self, index: u32, to: Prefix) -> bool {
         self.routes.contains(&(index, route(index, to).to))
     }
+}
+
+/// The number of a group that nobody else uses.
+fn random_group() -> io::Result<u32> {
+    Ok(u32::from_ne_bytes(random::bytes()?) | 1 << 30)
 }
 
 /// Removing what is gone already is no error.

@@ -429,8 +429,7 @@ impl Mesh {
     /// Takes everything down.
     pub(super) fn stop(self) {
         let Mesh { set, running, mut devices, plane, chores, counters, .. } = self;
-        devices.close_all();
-        devices.sweep(&plane);
+        devices.delete_everything();
         plane.stop();
         // First: hooks may use up the time that there is.
         if set.iter().any(|tunnel| tunnel.clamp_mss) {

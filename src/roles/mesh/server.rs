@@ -86,6 +86,8 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
         }
     }
     drop(control);
+    // Nobody listens to how the devices go.
+    drop(watch);
     mesh.stop();
     Ok(())
 }

@@ -283,7 +283,13 @@ fn what_others_remove_is_put_back() {
     await_some(|| (has_device("t1") && !has_device("other")).then_some(()))
         .expect("a renamed device is not replaced");
     await_whole("renamed");
+    // A route of somebody's own to the same device does as well.
+    run("ip", &["route", "replace", "192.168.2.0/24", "dev", "t1", "mtu", "1300"]);
     // It comes to rest.
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let replaced = run("ip", &["route", "show", "192.168.2.0/24"]);
+    assert_eq!(replaced.lines().count(), 1, "{replaced}");
+    assert!(replaced.contains("mtu 1300"), "{replaced}");
     let lines = daemon.service.log().lines().count();
     std::thread::sleep(std::time::Duration::from_millis(2500));
     assert_eq!(daemon.service.log().lines().count(), lines, "{}", daemon.service.log());

@@ -227,6 +227,24 @@ impl Devices {
         }
     }
 
+    /// Adds what is gone of a device; false if it is there after all, such as a route that somebody
+    /// has replaced by his own to the same device.
+    pub(super) fn put_back(&mut self, name: &TunnelName, action: Action) -> Result<bool, Failure> {
+        let Some(index) = self.get(name).map(|device| device.index) else { return Ok(false) };
+        let done = match action {
+            Action::AddRoute(to) => match self.netlink.add_route(route(index, to)) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    let path = self.netlink.path_to(to.network());
+                    let leads_here = path.is_ok_and(|path| path.device == index);
+                    if leads_here { Ok(false) } else { Err(error) }
+                }
+                added => added.map(|()| true),
+            },
+            _ => self.change(index, action).map(|()| true),
+        };
+        done.map_err(|cause| Failure { doing: doing(name, action), cause })
+    }
+
     /// The tunnels whose devices something has changed about.
     pub(super) fn touched(&self, touched: &Touched) -> Vec<TunnelName> {
         let these = self.by_name.iter().filter(|(_, device)| touched.has(device.index));
@@ -239,7 +257,7 @@ impl Devices {
         let links = links.collect();
         let addresses = self.netlink.addresses()?.into_iter();
         let addresses = addresses.map(|found| (found.index, found.network)).collect();
-        let routes = self.netlink.routes(MAIN)?.into_iter();
+        let routes = self.netlink.static_routes(MAIN)?.into_iter();
         let routes = routes.filter_map(|found| match found.hop {
             Hop::Device(index) => Some((index, found.to)),
             _ => None,

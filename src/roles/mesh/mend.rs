@@ -87,8 +87,9 @@ impl Mesh {
             let routes = tunnel.routes.iter().filter(|it| !there.has_route(index, **it));
             let routes = routes.map(|route| Action::AddRoute(*route));
             for action in addresses.chain(routes) {
-                match self.devices.perform(&self.plane, &name, action) {
-                    Ok(()) => gone.push((name.clone(), action)),
+                match self.devices.put_back(&name, action) {
+                    Ok(true) => gone.push((name.clone(), action)),
+                    Ok(false) => {}
                     Err(failure) => log::warn!("{failure}, which others removed"),
                 }
             }

@@ -41,7 +41,7 @@ pub(super) struct Mesh {
     /// Numbers of pings.
     pub(super) chance: Seeded,
     pub(super) log: LogGate,
-    pub(super) plane: Plane,
+    plane: Plane,
     series: Series,
     store: Option<Store>,
     is_unsaved: bool,

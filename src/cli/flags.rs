@@ -13,6 +13,7 @@ use super::table::{Command, Opt, Takes};
 mod environment;
 mod spelling;
 
+pub use environment::HOOK_VARIABLE;
 use environment::from_env;
 use spelling::spell_out;
 

@@ -291,7 +291,8 @@ fn man_environment(text: &mut String, command: &Command) {
         ".SH ENVIRONMENT\n.TP\n.BI UDPFERRY_ OPTION\nEvery option may also come from the \
          environment: \\fB{}\\fR is \\fB{}\\fR.\nSwitches take 1, yes, true or on, and 0, no, \
          false or off.\nOptions that may be given several times, or take two values, are split at \
-         blanks.\nThe command line wins; an empty variable counts as absent.",
+         blanks.\nThe command line wins; an empty variable counts as absent, and so do those that \
+         UDPFERRY_HOOK names, by which a hook is told what it is run for.",
         roff(&example.variable()),
         roff(example.canonical())
     );

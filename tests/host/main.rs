@@ -118,10 +118,15 @@ fn netlink_does_what_ip_says() {
             assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
             netlink.replace_route(route).unwrap();
             assert!(netlink.routes(table).unwrap().contains(&route), "{route:?}");
+            assert!(netlink.static_routes(table).unwrap().contains(&route), "{route:?}");
             netlink.delete_route(route).unwrap();
             assert!(Netlink::is_absent(&netlink.delete_route(route).unwrap_err()));
         }
     }
+    run("ip", &["route", "add", "203.0.113.0/24", "dev", "vpnt"]);
+    let is_that = |route: &Route| route.to == network("203.0.113.0/24");
+    assert!(netlink.routes(MAIN).unwrap().iter().any(is_that));
+    assert!(!netlink.static_routes(MAIN).unwrap().iter().any(is_that), "added by hand");
 
     let port = |to: &str| (to.len() < 10).then_some(53);
     for to in ["198.51.100.1/32", "0.0.0.0/0", "2001:db8::/32", "::/0"] {

@@ -21,6 +21,8 @@ fn a_tunnel_has_what_was_wished_for_until_it_goes() {
     wished["addresses"] = json!(["fd00::1/64"]);
     let answer = daemon.ask(add(&[wished]));
     assert_eq!(answer["changes"], json!([{ "change": "add", "name": "t1" }]), "{answer}");
+    let shown = &answer["tunnel"][0];
+    assert_eq!((&shown["state"], &shown["deviceMtu"]), (&"unknown".into(), &1400.into()));
     let address = run("ip", &["-o", "address", "show", "dev", "t1"]);
     assert!(
         address.contains("inet 10.0.1.1/30") && address.contains("inet6 fd00::1/64"),
@@ -35,6 +37,7 @@ fn a_tunnel_has_what_was_wished_for_until_it_goes() {
         { "name": "t1", "tunnelIP": "10.0.9.1/24", "mtu": 1300, "routes": ["192.168.3.0/24"] }
     ]}));
     assert_eq!(answer["changed"], 1, "{answer}");
+    assert_eq!(answer["tunnel"][0]["deviceMtu"], 1300, "{answer}");
     let address = run("ip", &["-o", "address", "show", "dev", "t1"]);
     assert!(address.contains("inet 10.0.9.1/24") && !address.contains("10.0.1.1"), "{address}");
     assert!(address.contains("inet6 fd00::1/64"), "{address}");
@@ -229,4 +232,101 @@ fn a_deleted_device_is_made_again() {
     daemon.service.await_log("t1: somebody deleted the device");
     assert!(run("ip", &["-o", "address"]).contains("10.0.1.1/30"));
     assert_eq!(daemon.list()[0]["fault"], Value::Null);
+}
+
+#[test]
+fn what_others_remove_is_put_back() {
+    if !in_own_namespaces("changes::what_others_remove_is_put_back") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let mut one = with(tunnel(1), "routes", json!(["192.168.2.0/24", "fd00:2::/64"]));
+    one["addresses"] = json!(["fd00::1/64"]);
+    daemon.ask(add(&[one, with(tunnel(2), "routes", json!(["192.168.3.0/24"]))]));
+    let is_whole = || {
+        let addresses = run("ip", &["-o", "address", "show", "dev", "t1"]);
+        let routes = run("ip", &["route"]) + &run("ip", &["-6", "route"]);
+        let wanted = ["192.168.2.0/24 dev t1", "fd00:2::/64 dev t1", "192.168.3.0/24 dev t2"];
+        let broadcast = run("ip", &["route", "show", "table", "local", "type", "broadcast"]);
+        addresses.contains("inet 10.0.1.1/30")
+            && addresses.contains("inet6 fd00::1/64")
+            && wanted.iter().all(|route| routes.contains(route))
+            && !broadcast.contains("10.0.1.3")
+    };
+    let await_whole = |why: &str| {
+        await_some(|| is_whole().then_some(())).unwrap_or_else(|| panic!("{why}: not put back"));
+    };
+    await_whole("at first");
+    for by_hand in [
+        "route del 192.168.2.0/24",
+        "address del 10.0.1.1/30 dev t1",
+        "address flush dev t1",
+        "-6 route flush dev t1",
+    ] {
+        run("ip", &by_hand.split(' ').collect::<Vec<_>>());
+        assert!(!is_whole(), "{by_hand}");
+        await_whole(by_hand);
+    }
+    daemon.service.await_log("removed by others, and put back: ");
+    // What somebody has switched off stays so, and `list` says it.
+    run("ip", &["link", "set", "t1", "down"]);
+    daemon.await_field("t1", "note", &"somebody switched the device off".into());
+    run("ip", &["link", "set", "t1", "up"]);
+    await_whole("down and up");
+    daemon.await_field("t1", "note", &Value::Null);
+    // Both at once, before anybody looks.
+    run("ip", &["link", "set", "t1", "down"]);
+    run("ip", &["link", "set", "t1", "up"]);
+    await_whole("down and up at once");
+    run("ip", &["link", "set", "t1", "down"]);
+    run("ip", &["link", "set", "t1", "name", "other"]);
+    await_some(|| (has_device("t1") && !has_device("other")).then_some(()))
+        .expect("a renamed device is not replaced");
+    await_whole("renamed");
+    // A route of somebody's own to the same device does as well.
+    run("ip", &["route", "replace", "192.168.2.0/24", "dev", "t1", "mtu", "1300"]);
+    // It comes to rest.
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let replaced = run("ip", &["route", "show", "192.168.2.0/24"]);
+    assert_eq!(replaced.lines().count(), 1, "{replaced}");
+    assert!(replaced.contains("mtu 1300"), "{replaced}");
+    let lines = daemon.service.log().lines().count();
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!(daemon.service.log().lines().count(), lines, "{}", daemon.service.log());
+}
+
+#[test]
+fn a_device_that_cannot_be_read_any_more_is_made_again() {
+    if !in_own_namespaces("changes::a_device_that_cannot_be_read_any_more_is_made_again") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    daemon.ask(add(&[with(tunnel(1), "routes", json!(["192.168.2.0/24"]))]));
+    // TUNSETVNETHDRSZ of more than any reader has room for: each read fails, and the interface stays.
+    let spoil = "import ctypes, fcntl, os, struct, sys
+pid = int(sys.argv[1])
+for fd in os.listdir(f'/proc/{pid}/fd'):
+    if os.readlink(f'/proc/{pid}/fd/{fd}') == '/dev/net/tun':
+        ours = ctypes.CDLL(None).syscall(438, os.pidfd_open(pid), int(fd), 0)
+        fcntl.ioctl(ours, 0x400454d8, struct.pack('i', 1 << 20))
+";
+    let index = || run("ip", &["-o", "link", "show", "t1"]).split(':').next().unwrap().to_owned();
+    let before = index();
+    run("python3", &["-c", spoil, &daemon.service.pid().to_string()]);
+    let wire = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    for _ in 0..40 {
+        wire.send_to(b"lost", "10.0.1.2:9").unwrap();
+    }
+    daemon.service.await_log("t1: the device cannot be read any more");
+    daemon.await_metric("udpferry_mesh_devices_remade_total", 1);
+    daemon.await_field("t1", "fault", &Value::Null);
+    assert_ne!(index(), before);
+    assert!(run("ip", &["route"]).contains("192.168.2.0/24 dev t1"));
+    // It is read.
+    let sent = || {
+        wire.send_to(b"sent", "10.0.1.2:9").unwrap();
+        let stats = daemon.ask(json!({ "op": "stats" }));
+        (stats["tunnel"][0]["packetsOut"] != 0).then_some(())
+    };
+    await_some(sent).expect("nothing goes out");
 }

@@ -145,6 +145,19 @@ pub fn tunnel(number: u8) -> Value {
     })
 }
 
+/// So many tunnels, more than there are bytes.
+pub fn many(count: u16) -> Vec<Value> {
+    let numbered = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        let mut tunnel = tunnel(low);
+        tunnel["name"] = format!("t{number}").into();
+        tunnel["tunnelIP"] = format!("10.{}.{low}.1", high + 1).into();
+        tunnel["remoteServer"] = format!("127.{}.1.{low}", high + 1).into();
+        tunnel
+    };
+    (0..count).map(numbered).collect()
+}
+
 pub fn add(tunnels: &[Value]) -> Value {
     json!({ "op": "add", "tunnel": tunnels })
 }

@@ -1,9 +1,9 @@
 //! As a service: starting under its names, stopping, reports, hooks, first aid.
 
-use crate::daemon::{DATA, Daemon, add, del, devices, has_device, remote, tunnel};
+use crate::daemon::{DATA, Daemon, add, del, devices, has_device, many, remote, tunnel};
 use crate::support::kernel::{in_own_namespaces, run, sysctl};
 use crate::support::programs::Process;
-use crate::support::{Scratch, UDPFERRY, await_some, run as udpferry};
+use crate::support::{Scratch, UDPFERRY, await_some, run as udpferry, takes_less_than};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -70,17 +70,7 @@ fn five_hundred_tunnels_start_soon_and_take_little() {
     drop(empty);
     let scratch = Scratch::new();
     let state = scratch.path("state.json");
-    let tunnels: Value = (0..500_u16)
-        .map(|number| {
-            let [high, low] = number.to_be_bytes();
-            let mut tunnel = tunnel(low);
-            tunnel["name"] = format!("t{number}").into();
-            tunnel["tunnelIP"] = format!("10.{}.{low}.1", high + 1).into();
-            tunnel["remoteServer"] = format!("127.{}.1.{low}", high + 1).into();
-            tunnel
-        })
-        .collect();
-    let text = json!({ "version": 1, "commandTime": 0, "tunnel": tunnels }).to_string();
+    let text = json!({ "version": 1, "commandTime": 0, "tunnel": many(500) }).to_string();
     fs::write(&state, text).unwrap();
     let begin = std::time::Instant::now();
     let daemon = Daemon::start_in(scratch, &["--state-file", state.to_str().unwrap()]);
@@ -89,6 +79,44 @@ fn five_hundred_tunnels_start_soon_and_take_little() {
     assert_eq!(daemon.metric("udpferry_mesh_tunnels"), 500);
     let each = (daemon.service.status("VmRSS") - before) / 500;
     assert!(each < 97, "{each} KiB for a tunnel");
+}
+
+#[test]
+fn five_hundred_tunnels_are_applied_at_once() {
+    if !in_own_namespaces("operation::five_hundred_tunnels_are_applied_at_once") {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let file = daemon.scratch.path("mesh.json");
+    let apply = |tunnels: &[Value]| {
+        fs::write(&file, json!({ "tunnel": tunnels }).to_string()).unwrap();
+        // Enough to plan it; for doing it there is more for each tunnel.
+        let output = daemon.meshctl(&["--timeout=1", "apply", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(devices().len(), tunnels.len() + 1);
+    };
+    apply(&many(500));
+    apply(&[]);
+}
+
+#[test]
+fn five_hundred_tunnels_stop_at_once() {
+    if !in_own_namespaces("operation::five_hundred_tunnels_stop_at_once") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let state = scratch.path("state.json");
+    let text = json!({ "version": 1, "commandTime": 0, "tunnel": many(500) }).to_string();
+    fs::write(&state, text).unwrap();
+    let option = format!("--state-file={}", state.display());
+    takes_less_than(Duration::from_millis(250), || {
+        let daemon = Daemon::start(&[&option]);
+        assert_eq!(devices().len(), 501);
+        let (status, took) = daemon.service.stop();
+        assert!(status.success());
+        assert_eq!(devices(), ["lo"]);
+        took
+    });
 }
 
 #[test]
@@ -119,6 +147,32 @@ fn hooks_run_and_their_failures_are_counted() {
     daemon.ask(add(&[tunnel(3)]));
     daemon.await_metric("udpferry_mesh_hook_failures_total", 1);
     daemon.service.await_log("t3: hook \"exit 3\": it failed");
+}
+
+#[test]
+fn a_hook_may_use_the_control_program() {
+    if !in_own_namespaces("operation::a_hook_may_use_the_control_program") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (said, socket) = (scratch.path("said"), scratch.path("control.sock"));
+    let meshctl = format!("{UDPFERRY} meshctl --socket {}", socket.display());
+    // The hook's own tunnel has an MTU of 1400, and a remote.
+    let hook = format!(
+        "--up=[ $UDPFERRY_TUN = t1 ] || exit 0; {{ {meshctl} list && {meshctl} add t9 -t \
+         10.9.9.1/30 -r 127.0.9.9 && {meshctl} update t1 --set follow=true && echo $UDPFERRY_MTU; \
+         }} >{} 2>&1",
+        said.display()
+    );
+    let daemon = Daemon::start_in(scratch, &[&hook]);
+    daemon.ask(add(&[tunnel(1)]));
+    daemon.await_field("t1", "follow", &true.into());
+    let [one, nine] = [daemon.list()[0].clone(), daemon.list()[1].clone()];
+    assert_eq!(one["mtu"], 1400, "{one}");
+    assert_eq!((&nine["mtu"], &nine["remoteServer"]), (&"auto".into(), &"127.0.9.9".into()));
+    let ends = || fs::read_to_string(&said).ok().filter(|text| text.ends_with("\n1400\n"));
+    let text = await_some(ends).unwrap_or_else(|| fs::read_to_string(&said).unwrap_or_default());
+    assert!(text.contains("+ t9\n") && text.ends_with("\n1400\n"), "{text}");
 }
 
 #[test]

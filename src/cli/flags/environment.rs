@@ -1,10 +1,14 @@
 //! The environment stands in for options that are absent from the command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::super::table::{Opt, Takes};
 use super::{Found, UsageError, lossy};
+
+/// Tells a hook's programs, and ours among them, which variables were set to tell the hook something:
+/// their names without the prefix `UDPFERRY_`, separated by blanks. Those are nobody's options.
+pub const HOOK_VARIABLE: &str = "UDPFERRY_HOOK";
 
 /// Reads the variable of an option; None when it is absent, empty, or turns a switch off.
 pub(super) fn from_env(
@@ -16,6 +20,9 @@ pub(super) fn from_env(
         return Ok(None);
     }
     let subject = option.variable();
+    if env(HOOK_VARIABLE).is_some_and(|told| is_named(&told, &subject)) {
+        return Ok(None);
+    }
     let Some(value) = env(&subject).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
@@ -52,4 +59,9 @@ pub(super) fn from_env(
         }
     };
     if values.is_empty() { Ok(None) } else { Found::checked(option, subject, values).map(Some) }
+}
+
+fn is_named(told: &OsStr, variable: &str) -> bool {
+    let told = told.to_string_lossy();
+    told.split_whitespace().any(|name| variable.strip_prefix("UDPFERRY_") == Some(name))
 }

@@ -343,6 +343,21 @@ fn the_environment_stands_in_for_absent_options() {
 }
 
 #[test]
+fn what_a_hook_is_told_is_no_option() {
+    let env: Env<'_> = &[
+        ("UDPFERRY_HOOK", "TUN DEST_PORT DAEMON"),
+        ("UDPFERRY_DEST_PORT", "9"),
+        ("UDPFERRY_DAEMON", "maybe"),
+        ("UDPFERRY_LOG_LEVEL", "info"),
+    ];
+    let matches = run_env(&[], env);
+    assert_eq!(one(&matches, "--dest-port"), None);
+    assert!(!matches.flag("--daemon"));
+    assert_eq!(one(&matches, "--log-level").as_deref(), Some("info"), "the operator's own");
+    assert_eq!(one(&run_env(&["--dest-port=8"], env), "--dest-port").as_deref(), Some("8"));
+}
+
+#[test]
 fn switches_have_words_in_the_environment() {
     for on in ["1", "yes", "true", "on", "ON"] {
         let matches = run_env(&[], &[("UDPFERRY_DAEMON", on)]);

@@ -3,8 +3,12 @@
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::RouteAttribute;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -45,6 +49,22 @@ impl Changes {
         Ok(Changes { socket })
     }
 
+    /// Takes all word that waits of links, addresses and routes, and says which interfaces it is about.
+    pub fn take_touched(&mut self) -> Touched {
+        let mut touched = Touched::default();
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((bytes, _)) => match device_of(&bytes) {
+                    Ok(device) => touched.devices.extend(device),
+                    Err(()) => touched.all = true,
+                },
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched.all = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return touched,
+            }
+        }
+    }
+
     /// Takes all word that waits, and says whether there was any. What the kernel had to leave out for
     /// want of room (ENOBUFS) counts too.
     pub fn take(&mut self) -> bool {
@@ -58,6 +78,43 @@ impl Changes {
             }
         }
     }
+}
+
+/// The interfaces that something has changed about, by their numbers.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Touched {
+    /// These.
+    pub devices: BTreeSet<u32>,
+    /// Perhaps others too: there was no room for all word.
+    pub all: bool,
+}
+
+impl Touched {
+    /// Whether something may have changed about that one.
+    pub fn has(&self, device: u32) -> bool {
+        self.all || self.devices.contains(&device)
+    }
+}
+
+/// The interface that a message is about, if it is about one.
+fn device_of(bytes: &[u8]) -> Result<Option<u32>, ()> {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).map_err(drop)?;
+    let NetlinkPayload::InnerMessage(message) = message.payload else { return Err(()) };
+    Ok(match message {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            Some(link.header.index)
+        }
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            Some(address.header.index)
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(device) => Some(*device),
+                _ => None,
+            })
+        }
+        _ => None,
+    })
 }
 
 impl Source for Changes {

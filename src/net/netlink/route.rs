@@ -158,6 +158,30 @@ impl Netlink {
     }
 }
 
+impl Netlink {
+    /// Those of [`Netlink::routes`] that were added as [`Netlink::add_route`] adds them. Others, of which
+    /// a routing daemon may have a million, the kernel leaves out itself (Linux 4.20).
+    pub fn static_routes(&mut self, table: u32) -> io::Result<Vec<Route>> {
+        let mut message = RouteMessage::default();
+        let is_filtered = self.socket.set_netlink_get_strict_chk(true).is_ok();
+        if is_filtered {
+            message.header.protocol = RouteProtocol::Static;
+            message.attributes.push(RouteAttribute::Table(table));
+        }
+        let answers = self.list(RouteNetlinkMessage::GetRoute(message));
+        if is_filtered {
+            // Other requests are made without thought for what the kernel checks then.
+            self.socket.set_netlink_get_strict_chk(false)?;
+        }
+        let is_static = |answer: &RouteNetlinkMessage| match answer {
+            RouteNetlinkMessage::NewRoute(route) => route.header.protocol == RouteProtocol::Static,
+            _ => false,
+        };
+        let answers = answers?.into_iter().filter(is_static);
+        Ok(answers.filter_map(parsed).filter(|route| route.table == table).collect())
+    }
+}
+
 fn message(route: Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(route.to.address);

@@ -69,6 +69,8 @@ pub enum Report {
     DeviceGone {
         /// Which.
         device: DeviceId,
+        /// The same: its number may have been given to another one meanwhile.
+        source: Arc<TunDevice>,
         /// What the kernel said.
         error: io::Error,
     },

@@ -137,12 +137,15 @@ impl Outbound {
         }
     }
 
-    fn watch(&mut self, id: DeviceId, device: &TunDevice) {
+    fn watch(&mut self, id: DeviceId, device: &Arc<TunDevice>) {
         let fd = device.as_fd().as_raw_fd();
         match self.link.events.register(&mut SourceFd(&fd), token(id), Interest::READABLE) {
             // What came before this will not be told again.
             Ok(()) => self.link.events.again(token(id), Readiness::READABLE),
-            Err(error) => self.link.must_tell(Report::DeviceGone { device: id, error }),
+            Err(error) => {
+                let source = Arc::clone(device);
+                self.link.must_tell(Report::DeviceGone { device: id, source, error });
+            }
         }
     }
 
@@ -191,7 +194,11 @@ impl Outbound {
                         self.send();
                         self.forget(id);
                         self.members.obey(Order::RemoveDevice(id));
-                        self.link.must_tell(Report::DeviceGone { device: id, error });
+                        self.link.must_tell(Report::DeviceGone {
+                            device: id,
+                            source: device,
+                            error,
+                        });
                         return true;
                     }
                     // A packet that the kernel could not hand over.

@@ -1,5 +1,6 @@
 //! The operator's own commands, when the tunnel is up and before it goes.
 
+use crate::cli::flags::HOOK_VARIABLE;
 use crate::error::Error;
 use crate::runtime::errands::Errands;
 use crate::runtime::{signals, thread};
@@ -32,10 +33,12 @@ pub enum Outcome {
 /// program prints.
 pub fn run(command: &str, facts: Facts<'_>, limit: Duration) -> Result<Outcome, Error> {
     let doing = || format!("cannot run the hook {command:?}");
+    let names: Vec<&str> = facts.iter().map(|(name, _)| *name).collect();
     let mut shell = Command::new("/bin/sh");
     shell
         .args(["-c", command])
         .envs(facts.iter().map(|(name, value)| (format!("UDPFERRY_{name}"), value)))
+        .env(HOOK_VARIABLE, names.join(" "))
         .stdin(Stdio::null());
     let mut child = signals::start(&mut shell).map_err(Error::while_doing(doing))?;
     let (sender, ended) = bounded(1);
@@ -88,6 +91,8 @@ mod tests {
     fn a_hook_is_told_and_its_end_is_seen() {
         let facts = [("TUN", "vpnc".to_owned())];
         assert_eq!(run("test \"$UDPFERRY_TUN\" = vpnc", &facts, UP_LIMIT).unwrap(), Outcome::Done);
+        let marker = "test \"$UDPFERRY_HOOK\" = TUN";
+        assert_eq!(run(marker, &facts, UP_LIMIT).unwrap(), Outcome::Done);
         let Outcome::Failed(status) = run("exit 3", &facts, UP_LIMIT).unwrap() else { panic!() };
         assert_eq!(status.code(), Some(3));
         // A hook that starts a daemon starts one that can be stopped, whichever thread runs the hook.

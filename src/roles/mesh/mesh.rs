@@ -292,6 +292,7 @@ impl Mesh {
         let Some(before) = self.running.get(&from.name) else { return next };
         next.counters = Arc::clone(&before.counters);
         next.device_fault.clone_from(&before.device_fault);
+        next.is_off = before.is_off;
         (next.retry_at, next.backoff) = (before.retry_at, before.backoff);
         next.heard_before = before.counters.last_heard();
         if from.remote == to.remote {
@@ -428,8 +429,7 @@ impl Mesh {
     /// Takes everything down.
     pub(super) fn stop(self) {
         let Mesh { set, running, mut devices, plane, chores, counters, .. } = self;
-        devices.close_all();
-        devices.sweep(&plane);
+        devices.delete_everything();
         plane.stop();
         // First: hooks may use up the time that there is.
         if set.iter().any(|tunnel| tunnel.clamp_mss) {

@@ -24,6 +24,7 @@ mod control;
 mod counters;
 pub mod ctl;
 mod devices;
+mod mend;
 #[allow(clippy::module_inception)] // The tunnels are the mesh.
 mod mesh;
 pub mod message;

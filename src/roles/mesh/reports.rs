@@ -25,10 +25,11 @@ impl Mesh {
                 self.follow(now, source, inner_source);
                 Ok(())
             }
-            Report::DeviceGone { device, error } => {
-                if let Some(name) = self.devices.owner(device).cloned() {
-                    // The number may have been given to another device since.
-                    if !self.devices.is_there(&name) {
+            Report::DeviceGone { source, error, .. } => {
+                if let Some(name) = self.devices.owner(&source).cloned() {
+                    if self.devices.is_there(&name) {
+                        self.gave_up(now, &name, &error);
+                    } else {
                         log::warn!("{name}: somebody deleted the device: {error}; making it again");
                         self.remake(now, &name);
                     }
@@ -42,6 +43,16 @@ impl Mesh {
                 let cause = error.unwrap_or_else(|| io::Error::other("it panicked"));
                 Err(cause).map_err(Error::while_doing(|| format!("thread {thread} has ended")))
             }
+        }
+    }
+
+    /// The interface is there, and carries nothing any more: another one is made, not at once, as it
+    /// may go the same way.
+    fn gave_up(&mut self, now: Instant, name: &TunnelName, error: &io::Error) {
+        let fault = format!("the device cannot be read any more: {error}");
+        log::error!("{name}: {fault}; making it again");
+        if let Some(running) = self.running.get_mut(name) {
+            running.failed(now, fault);
         }
     }
 

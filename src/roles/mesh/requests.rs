@@ -54,6 +54,7 @@ impl Mesh {
         len_max: usize,
         operation: Operation,
     ) -> Result<Answer, Refusal> {
+        let tells_state = matches!(operation, Operation::Add(_) | Operation::Update(_));
         let (changes, names): (Vec<Change>, Vec<TunnelName>) = match operation {
             Operation::Add(tunnels) => {
                 let names = tunnels.iter().map(|tunnel| tunnel.name.clone()).collect();
@@ -95,9 +96,33 @@ impl Mesh {
             }
         };
         self.change(now, &changes, &names)?;
-        Ok(Answer::Changed(with_changes(done(id), &changes, len_max)))
+        let mut object = with_changes(done(id), &changes, len_max);
+        if tells_state {
+            self.add_states(now, &mut object, &names, len_max);
+        }
+        Ok(Answer::Changed(object))
+    }
+
+    /// Adds the tunnels as `get` shows them, where the answer does not get too long by it.
+    fn add_states(
+        &self,
+        now: Instant,
+        object: &mut Map<String, Value>,
+        names: &[TunnelName],
+        len_max: usize,
+    ) {
+        let tunnels = names.iter().filter_map(|name| self.set.get(name));
+        let shown: Value = tunnels.filter_map(|tunnel| self.shown(now, tunnel)).collect();
+        let len = |value: &Value| value.to_string().len();
+        let before = object.get("changes").map_or(0, len);
+        if before + len(&shown) + BESIDES_LEN <= len_max {
+            object.insert("tunnel".to_owned(), shown);
+        }
     }
 }
+
+/// Bytes of an answer beside its lists: the id, and the warning of what is not saved.
+const BESIDES_LEN: usize = 256;
 
 /// The answer with what changes; where that is too long, only how much.
 fn with_changes(
@@ -107,8 +132,7 @@ fn with_changes(
 ) -> Map<String, Value> {
     object.insert("changed".to_owned(), changes.len().into());
     let shown = shown_changes(changes);
-    // Beside the id and the warning of what is not saved.
-    if shown.to_string().len() + 256 <= len_max {
+    if shown.to_string().len() + BESIDES_LEN <= len_max {
         object.insert("changes".to_owned(), shown);
     }
     object
@@ -119,7 +143,7 @@ impl Answer {
     pub(super) fn len(&self) -> usize {
         match self {
             Answer::Ready(text) => text.len(),
-            // A line for each changed tunnel, of which the request had a longer one.
+            // A line or two for each changed tunnel, of which the request had one.
             Answer::Changed(object) => object.len(),
         }
     }

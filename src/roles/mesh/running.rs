@@ -51,6 +51,8 @@ pub(super) struct Running {
     /// Why there is no device.
     pub(super) device_fault: Option<String>,
     pub(super) retry_at: Option<Instant>,
+    /// Somebody has switched the device off.
+    pub(super) is_off: bool,
     pub(super) backoff: Backoff,
     /// Why there is no endpoint.
     pub(super) remote_fault: Option<String>,
@@ -82,6 +84,7 @@ impl Running {
             round_trip: None,
             device_fault: None,
             retry_at: None,
+            is_off: false,
             backoff: Backoff::new(RETRY.0, RETRY.1),
             remote_fault: None,
             asked: Asked::Due(now),
@@ -145,6 +148,7 @@ impl Running {
     /// The device is there.
     pub(super) fn made(&mut self) {
         self.device_fault = None;
+        self.is_off = false;
         self.retry_at = None;
         self.backoff.succeeded();
     }

@@ -3,6 +3,7 @@
 use super::Config;
 use super::control::Control;
 use super::counters::Counters;
+use super::mend::Watch;
 use super::mesh::{Ground, Mesh};
 use super::names::Names;
 use super::requests::Answer;
@@ -15,8 +16,12 @@ use crate::roles::frame::{FIRST_OWN, Frame, Happening, WAKE};
 use crate::roles::startup::{ASKED_FOR, Startup};
 use crate::runtime::clock;
 use crate::runtime::event_loop::Readiness;
+use mio::Token;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Word of what others change.
+const CHANGES: Token = Token(FIRST_OWN);
 
 /// Bytes of answers after which they are handed over.
 const ANSWERS_LEN_MAX: usize = 256 * 1024;
@@ -34,13 +39,17 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
     let ground = Ground { plane, sockets, names, series, counters: Arc::clone(&counters) };
     let mut mesh = Mesh::new(config, ground)?;
     let floor_ms = mesh.restore(clock::now(), config.restores)?;
-    let mut control = Control::open(config, &mut frame.events, FIRST_OWN, floor_ms, &counters)?;
+    // After the tunnels are there: what was done before this is not told.
+    let mut watch = Watch::open(&mut frame.events, CHANGES)?;
+    let first_token = FIRST_OWN + 1;
+    let mut control = Control::open(config, &mut frame.events, first_token, floor_ms, &counters)?;
     warn(config);
     frame.ready(startup)?;
     let mut next_round = Some(clock::now());
     loop {
         let numbers = || (counters.status_line(), counters.status_line());
-        let deadline = next_round.into_iter().chain(control.next_deadline()).min();
+        let deadlines = [next_round, control.next_deadline(), watch.deadline()];
+        let deadline = deadlines.into_iter().flatten().min();
         match frame.next_happening(deadline, numbers)? {
             Happening::Stop => break,
             Happening::Reload => control.reload(config),
@@ -59,6 +68,7 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
                     mesh.found(now, found);
                 }
             }
+            Happening::Ready(CHANGES, _) => watch.hear(clock::now(), &mesh.devices),
             Happening::Ready(token, readiness) => {
                 control.receive(token, readiness, clock::now(), &mut frame.events);
             }
@@ -68,11 +78,16 @@ pub(super) fn serve(config: &Config, startup: Startup) -> Result<(), Error> {
                     mesh.tend(now);
                     next_round = mesh.next_round(now);
                 }
+                if let Some(touched) = watch.due(now) {
+                    mesh.mend(now, &touched);
+                }
                 control.flush(&mut frame.events);
             }
         }
     }
     drop(control);
+    // Nobody listens to how the devices go.
+    drop(watch);
     mesh.stop();
     Ok(())
 }

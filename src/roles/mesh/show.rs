@@ -24,7 +24,9 @@ impl Mesh {
             put("fault", fault.into());
         }
         let fits = packet_max(tunnel, running.payload_max);
-        if running.payload_max.is_some() && running.mtu > fits {
+        if running.is_off {
+            put("note", "somebody switched the device off".into());
+        } else if running.payload_max.is_some() && running.mtu > fits {
             let note = format!("packets of more than {fits} bytes are fragmented on the way");
             put("note", note.into());
         }

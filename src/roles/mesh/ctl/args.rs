@@ -78,7 +78,12 @@ const DAEMON: &[Opt] = &[
         "The key of a daemon elsewhere (its --control-key): commands are proven with it, and so are \
          the answers.",
     ),
-    Opt::value(&["--timeout"], "TIME", Some("3"), "How long to wait for an answer."),
+    Opt::value(
+        &["--timeout"],
+        "TIME",
+        Some("3"),
+        "How long to wait for an answer; to apply, 50 ms more for each tunnel that changes.",
+    ),
 ];
 
 const TUNNEL: &[Opt] = &[

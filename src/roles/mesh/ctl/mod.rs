@@ -23,6 +23,9 @@ use std::io::{self, IsTerminal, Read};
 use std::time::Duration;
 use talk::Talk;
 
+/// What a change of a tunnel may take: a device is made in some milliseconds, on a slow machine in more.
+const EACH_CHANGE: Duration = Duration::from_millis(50);
+
 /// Clears a terminal.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -64,7 +67,10 @@ pub fn run(matches: &Matches) -> Result<u8, Error> {
             if dry_run || changed(&planned) == Some(0) {
                 tell_changes(&planned, as_json)?;
             } else {
-                let answer = talk.ask(json!({ "op": "apply", "tunnel": tunnels }), false)?;
+                let changes = changed(&planned).and_then(|count| u32::try_from(count).ok());
+                let longer = EACH_CHANGE.saturating_mul(changes.unwrap_or(0));
+                let request = json!({ "op": "apply", "tunnel": tunnels });
+                let answer = talk.ask_patiently(request, longer)?;
                 tell_changes(&answer, as_json)?;
             }
         }

@@ -88,7 +88,24 @@ impl Talk {
         request: Value,
         repeated: bool,
     ) -> Result<Value, Error> {
-        let timeout = self.timeout;
+        self.ask_within(request, repeated, self.timeout)
+    }
+
+    /// Asks once for what takes so much longer than other things.
+    pub(super) fn ask_patiently(
+        &mut self,
+        request: Value,
+        longer: Duration,
+    ) -> Result<Value, Error> {
+        self.ask_within(request, false, self.timeout.saturating_add(longer))
+    }
+
+    fn ask_within(
+        &mut self,
+        request: Value,
+        repeated: bool,
+        timeout: Duration,
+    ) -> Result<Value, Error> {
         let answer = self.try_ask(request, repeated, timeout)?.ok_or_else(|| Error::System {
             doing: format!("no answer from {}", self.shown),
             cause: if repeated {
@@ -129,7 +146,8 @@ impl Talk {
         let deadline = clock::now() + timeout;
         loop {
             let answered = self.put(&text).and_then(|nonce| {
-                let until = if repeated { deadline.min(clock::now() + RETRY) } else { deadline };
+                let may_be_lost = repeated && matches!(self.line, Line::Datagrams { .. });
+                let until = if may_be_lost { deadline.min(clock::now() + RETRY) } else { deadline };
                 self.get(nonce, until)
             });
             match answered.map_err(Error::while_doing(|| &doing))? {
@@ -168,6 +186,12 @@ impl Talk {
         };
         match &mut self.line {
             Line::Socket(stream) => loop {
+                let left = clock::until(deadline, clock::now());
+                if left.is_zero() {
+                    return Ok(None);
+                }
+                // For each part of a line.
+                stream.get_ref().set_read_timeout(Some(left))?;
                 let mut text = String::new();
                 match stream.read_line(&mut text) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

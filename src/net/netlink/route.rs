@@ -136,49 +136,52 @@ impl Netlink {
     /// The routes of a table, of both families, to networks of unicast addresses or nowhere. Since Linux 4.20 the
     /// kernel leaves the other tables out; before, a host with all of the Internet's routes takes its time.
     pub fn routes(&mut self, table: u32) -> io::Result<Vec<Route>> {
-        let is_strict = self.socket.set_netlink_get_strict_chk(true).is_ok();
-        let mut answers = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            if is_strict {
-                message.attributes.push(RouteAttribute::Table(table));
-            }
-            match self.list(RouteNetlinkMessage::GetRoute(message)) {
-                Ok(found) => answers.extend(found),
-                // There is no such table.
-                Err(error) if Netlink::is_absent(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if is_strict {
-            self.socket.set_netlink_get_strict_chk(false)?;
-        }
-        Ok(answers.into_iter().filter_map(parsed).filter(|route| route.table == table).collect())
+        self.routes_by(table, None)
     }
-}
 
-impl Netlink {
     /// Those of [`Netlink::routes`] that were added as [`Netlink::add_route`] adds them. Others, of which
     /// a routing daemon may have a million, the kernel leaves out itself (Linux 4.20).
     pub fn static_routes(&mut self, table: u32) -> io::Result<Vec<Route>> {
-        let mut message = RouteMessage::default();
+        self.routes_by(table, Some(RouteProtocol::Static))
+    }
+
+    fn routes_by(&mut self, table: u32, by: Option<RouteProtocol>) -> io::Result<Vec<Route>> {
         let is_filtered = self.socket.set_netlink_get_strict_chk(true).is_ok();
-        if is_filtered {
-            message.header.protocol = RouteProtocol::Static;
-            message.attributes.push(RouteAttribute::Table(table));
-        }
-        let answers = self.list(RouteNetlinkMessage::GetRoute(message));
+        let answers = self.dump_routes(table, by, is_filtered);
         if is_filtered {
             // Other requests are made without thought for what the kernel checks then.
             self.socket.set_netlink_get_strict_chk(false)?;
         }
-        let is_static = |answer: &RouteNetlinkMessage| match answer {
-            RouteNetlinkMessage::NewRoute(route) => route.header.protocol == RouteProtocol::Static,
+        let is_by = |answer: &RouteNetlinkMessage| match answer {
+            RouteNetlinkMessage::NewRoute(route) => by.is_none_or(|by| route.header.protocol == by),
             _ => false,
         };
-        let answers = answers?.into_iter().filter(is_static);
-        Ok(answers.filter_map(parsed).filter(|route| route.table == table).collect())
+        let routes = answers?.into_iter().filter(is_by).filter_map(parsed);
+        Ok(routes.filter(|route| route.table == table).collect())
+    }
+
+    fn dump_routes(
+        &mut self,
+        table: u32,
+        by: Option<RouteProtocol>,
+        is_filtered: bool,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut answers = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            if is_filtered {
+                message.header.protocol = by.unwrap_or(RouteProtocol::Unspec);
+                message.attributes.push(RouteAttribute::Table(table));
+            }
+            match self.list(RouteNetlinkMessage::GetRoute(message)) {
+                Ok(found) => answers.extend(found),
+                // There is no such table, or no such family.
+                Err(error) if Netlink::is_absent(&error) || Netlink::is_family_absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(answers)
     }
 }
 

@@ -65,7 +65,7 @@ impl Host {
         };
         let wanted = in_force.routes.clone();
         let table = wanted.first().map_or(0, |route| route.table);
-        let there = self.netlink.routes(table)?;
+        let there = self.netlink.static_routes(table)?;
         let has_ipv6 = !matches!(fs::exists(IPV6), Ok(false));
         let is_possible = |to: &Network| has_ipv6 || to.address.is_ipv4();
         let routes = wanted.into_iter().filter(|it| is_possible(&it.to) && !has_route(&there, it));

@@ -273,12 +273,13 @@ fn where_descriptors_run_out_sooner_sessions_that_never_carried_anything_go_too(
     let mut used = Raw::join(server.address, new_session());
     used.echo(b"used");
     let mut silent = Vec::new();
-    for _ in 0..3 {
+    // One after the other, so that the first one is the oldest.
+    for count in 1..4 {
         let session = new_session();
         silent.extend([0; 3].map(|_| Raw::join(server.address, session)));
+        server.await_metric("connections", 1 + 3 * count);
+        server.await_metric("sessions", 1 + count);
     }
-    server.await_metric("connections", 10);
-    server.await_metric("sessions", 4);
     let mut newcomer = Raw::join(server.address, new_session());
     newcomer.echo(b"there is room");
     for raw in &mut silent[..3] {

@@ -241,9 +241,14 @@ pub(super) fn restore(path: &Path, tun: &str) -> Result<(), Error> {
 pub(crate) fn restore_orphans(places: &Places) -> bool {
     let path = &places.resolv_conf;
     let now = boot();
+    // Who cannot tell which run of the machine this is says nothing of others.
+    if now.is_empty() {
+        return false;
+    }
     let mut any = false;
     for _ in 0..TUNNELS_MAX {
-        let orphan = owners(path).into_iter().find(|owner| owner.boot != now);
+        let is_orphan = |owner: &Owner| !owner.boot.is_empty() && owner.boot != now;
+        let orphan = owners(path).into_iter().find(is_orphan);
         let Some(Owner { tun, .. }) = orphan else { break };
         if let Err(error) = restore(path, &tun) {
             log::error!("{error}");

@@ -9,11 +9,7 @@ use crate::net::netlink::Network;
 use crate::net::netlink::route::Route;
 use crate::net::netlink::rule::Rule;
 use std::fmt::Display;
-use std::fs;
 use std::io;
-
-/// It is there if the kernel has IPv6 at all.
-const IPV6: &str = "/proc/sys/net/ipv6";
 
 impl Host {
     /// Looks for the rules and routes that this tunnel needs, and adds those that are gone; returns whether all are there
@@ -29,11 +25,11 @@ impl Host {
         };
         let mut failure = None;
         for rule in rules {
-            let added = is_well(self.netlink.add_rule(rule), rule.to);
+            let added = self.netlink.add_rule(rule);
             failure = self.tell("the rule for", rule.to, added).or(failure);
         }
         for route in routes {
-            let added = is_well(self.netlink.add_route(route), route.to);
+            let added = self.netlink.add_route(route);
             failure = self.tell("the route to", route.to, added).or(failure);
         }
         match failure {
@@ -49,7 +45,11 @@ impl Host {
                 log::warn!("{}: {what} {to} was removed by others; put back", self.tun);
                 None
             }
-            Err(error) => Some(format!("{what} {to} was removed by others: {error}")),
+            // Back already, or of a family that the kernel does not have.
+            failed => {
+                let error = is_well(failed, to).err()?;
+                Some(format!("{what} {to} was removed by others: {error}"))
+            }
         }
     }
 
@@ -66,13 +66,10 @@ impl Host {
         let wanted = in_force.routes.clone();
         let table = wanted.first().map_or(0, |route| route.table);
         let there = self.netlink.static_routes(table)?;
-        let has_ipv6 = !matches!(fs::exists(IPV6), Ok(false));
-        let is_possible = |to: &Network| has_ipv6 || to.address.is_ipv4();
-        let routes = wanted.into_iter().filter(|it| is_possible(&it.to) && !has_route(&there, it));
-        let routes = routes.collect();
+        let routes = wanted.into_iter().filter(|route| !has_route(&there, route)).collect();
         let there = self.netlink.rules()?;
         let rules = self.journal.steps().iter().filter_map(|step| match step {
-            Step::Rule(rule) if is_possible(&rule.to) && !there.contains(rule) => Some(*rule),
+            Step::Rule(rule) if !there.contains(rule) => Some(*rule),
             _ => None,
         });
         Ok((rules.collect(), routes))

@@ -52,29 +52,28 @@ impl Changes {
     /// Takes all word that waits of links, addresses and routes, and says which interfaces it is about.
     pub fn take_touched(&mut self) -> Touched {
         let mut touched = Touched::default();
-        loop {
-            match self.socket.recv_from_full() {
-                Ok((bytes, _)) => match device_of(&bytes) {
-                    Ok(device) => touched.devices.extend(device),
-                    Err(()) => touched.all = true,
-                },
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched.all = true,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return touched,
-            }
-        }
+        self.drain(|word| match word.ok_or(()).and_then(device_of) {
+            Ok(device) => touched.devices.extend(device),
+            Err(()) => touched.all = true,
+        });
+        touched
     }
 
-    /// Takes all word that waits, and says whether there was any. What the kernel had to leave out for
-    /// want of room (ENOBUFS) counts too.
+    /// Takes all word that waits, and says whether there was any.
     pub fn take(&mut self) -> bool {
         let mut any = false;
+        self.drain(|_| any = true);
+        any
+    }
+
+    /// Takes all word that waits; `None` for what the kernel had to leave out for want of room (ENOBUFS).
+    fn drain(&mut self, mut hear: impl FnMut(Option<&[u8]>)) {
         loop {
             match self.socket.recv_from_full() {
-                Ok(_) => any = true,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                Ok((bytes, _)) => hear(Some(&bytes)),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => hear(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return any,
+                Err(_) => return,
             }
         }
     }

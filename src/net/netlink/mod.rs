@@ -39,25 +39,6 @@ impl Network {
     }
 }
 
-impl Network {
-    /// Whether an address is in the network.
-    pub fn holds(&self, address: IpAddr) -> bool {
-        let shared = |own: u128, other: u128, bits: u32| {
-            bits == 0 || (own ^ other).checked_shr(128 - bits).unwrap_or(0) == 0
-        };
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                let wide = |address: std::net::Ipv4Addr| u128::from(address.to_bits()) << 96;
-                shared(wide(own), wide(other), u32::from(self.length.min(32)))
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => {
-                shared(own.to_bits(), other.to_bits(), u32::from(self.length.min(128)))
-            }
-            _ => false,
-        }
-    }
-}
-
 impl fmt::Display for Network {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}/{}", self.address, self.length)

@@ -8,6 +8,7 @@ use super::undo::{IPV6_FORWARDING, read_sysctl, value_before_others, write_sysct
 use super::{Host, firewall, is_interface_name, program};
 use crate::error::Error;
 use crate::net::netlink::Network;
+use crate::net::netlink::route::Path;
 use std::io;
 use std::net::IpAddr;
 
@@ -93,9 +94,9 @@ impl Host {
         }
         // The way of IPv6 may be another one.
         let far_away = FAR_AWAY[1].parse::<IpAddr>().ok();
-        let path = far_away.and_then(|address| self.netlink.path_to(address).ok());
-        let link = path.and_then(|path| self.netlink.link_by_index(path.device).ok());
-        let out = link.map_or_else(|| out.to_owned(), |link| link.name);
+        let way = far_away.and_then(|address| self.netlink.path_to(address).ok());
+        let way = way.and_then(|path| self.interface_of(path).ok());
+        let out = way.unwrap_or_else(|| out.to_owned());
         let name = format!("net/ipv6/conf/{out}/accept_ra");
         let Ok(value) = read_sysctl(&name) else { return };
         let before = value_before_others(self, &name);
@@ -123,14 +124,15 @@ impl Host {
         let mut failure = io::ErrorKind::NotFound.into();
         for address in FAR_AWAY.iter().filter_map(|text| text.parse::<IpAddr>().ok()) {
             match self.netlink.path_to(address) {
-                Ok(path) => {
-                    let link = self.netlink.link_by_index(path.device);
-                    return link.map(|link| link.name).map_err(Error::while_doing(doing));
-                }
+                Ok(path) => return self.interface_of(path).map_err(Error::while_doing(doing)),
                 Err(error) => failure = error,
             }
         }
         Err(Error::System { doing: doing().into(), cause: failure })
+    }
+
+    fn interface_of(&mut self, path: Path) -> io::Result<String> {
+        self.netlink.link_by_index(path.device).map(|link| link.name)
     }
 
     /// Sets a switch to 1, unless it is; another tunnel that did so first told what it was before.
@@ -154,12 +156,10 @@ impl Host {
             self.iptables(program, &rule)?;
         }
         let tun = self.tun.clone();
-        let is_used = |is_ipv4: bool| {
-            plan.networks.iter().any(|network| network.address.is_ipv4() == is_ipv4)
-        };
-        for (program, _) in
-            [("iptables", true), ("ip6tables", false)].into_iter().filter(|it| is_used(it.1))
-        {
+        for (program, is_ipv4) in [("iptables", true), ("ip6tables", false)] {
+            if plan.networks.iter().all(|network| network.address.is_ipv4() != is_ipv4) {
+                continue;
+            }
             for way in ["-i", "-o"] {
                 let flags = ["-p", "tcp", "--tcp-flags", "SYN,RST", "SYN"];
                 let clamp = ["-j", "TCPMSS", "--clamp-mss-to-pmtu"];

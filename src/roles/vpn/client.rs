@@ -11,8 +11,8 @@ use super::identity::Identity;
 use super::outbox::Outbox;
 use super::sockets::Sockets;
 use super::{
-    ClientConfig, DEVICE, HOOK_STACK, MEND_DELAY, REPEAT_DELAY, listen_to_tables, mend_tables,
-    socket_path, tell_plaintext,
+    ClientConfig, DEVICE, HOOK_STACK, MEND_DELAY, REPEAT_DELAY, listen, listen_to_tables,
+    mend_tables, socket_path, tell_plaintext,
 };
 use crate::error::Error;
 use crate::net::netlink::changes::Changes;
@@ -139,17 +139,9 @@ impl Client {
         let identity = Identity::open(directory, &shared.tun)?;
         let sockets = Sockets::any(shared)?;
         let device = Device::open(&shared.tun, shared.offload)?;
-        let mut rules = Changes::of_rules()
+        let rules = listen(Changes::of_rules(), frame, RULES)
             .map_err(Error::while_doing(|| "cannot listen to changes of routing rules"))?;
-        frame
-            .events
-            .register(&mut rules, RULES, Interest::READABLE)
-            .map_err(Error::while_doing(|| "cannot listen to changes of routing rules"))?;
-        let mut changes = Changes::open()
-            .map_err(Error::while_doing(|| "cannot listen to the network's changes"))?;
-        frame
-            .events
-            .register(&mut changes, CHANGES, Interest::READABLE)
+        let changes = listen(Changes::open(), frame, CHANGES)
             .map_err(Error::while_doing(|| "cannot listen to the network's changes"))?;
         let cannot_listen = || "cannot listen to the machine's sleep";
         let mut wakes = Wakes::open().map_err(Error::while_doing(cannot_listen))?;

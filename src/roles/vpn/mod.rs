@@ -179,14 +179,16 @@ const REPEAT_DELAY: Duration = Duration::from_secs(5);
 /// Of the thread that runs a hook.
 const HOOK_STACK: usize = 128 * 1024;
 
+/// Word of changes, once it is asked for, to the main thread.
+fn listen(changes: io::Result<Changes>, frame: &mut Frame, token: Token) -> io::Result<Changes> {
+    let mut changes = changes?;
+    frame.events.register(&mut changes, token, Interest::READABLE)?;
+    Ok(changes)
+}
+
 /// Word of what others do to our tables of nftables.
 fn listen_to_tables(is_needed: bool, frame: &mut Frame, token: Token) -> Option<Changes> {
-    let listen = || -> io::Result<Changes> {
-        let mut tables = Changes::of_nftables()?;
-        frame.events.register(&mut tables, token, Interest::READABLE)?;
-        Ok(tables)
-    };
-    let listening = is_needed.then(listen)?;
+    let listening = is_needed.then(|| listen(Changes::of_nftables(), frame, token))?;
     if let Err(error) = &listening {
         log::warn!(
             "cannot listen to changes of nftables: {error}; what others remove is not put back"

@@ -8,6 +8,7 @@ use crate::roles::host::Host;
 use crate::roles::host::client::ClientPlan;
 use crate::roles::host::hooks;
 use crate::roles::vpn::{Dns, mtu_inside};
+use crate::state::access::Prefix;
 use crate::state::vpn::subnet::prefix_min;
 use crate::wire::vpn::{Assignment, DnsServers};
 use std::io;
@@ -52,7 +53,8 @@ impl Settled {
             if length < prefix_min(address) {
                 return Some(format!("the network of {network} is too large"));
             }
-            if network.holds(self.server.ip()) {
+            let prefix = Prefix::new(address, length);
+            if prefix.is_some_and(|prefix| prefix.contains(self.server.ip().to_canonical())) {
                 return Some(format!("{network} holds {}, its own endpoint", self.server.ip()));
             }
         }
@@ -121,9 +123,7 @@ impl Client {
 
     /// The host is about to change for the first time, or to be routed for the first time: the operator has to confirm it.
     fn ask_to_confirm(&mut self, now: Instant) {
-        if let (Some(time), None) = (self.config.confirm, &self.routed) {
-            self.confirm_by = Some(now + time);
-        }
+        self.confirm_by = self.config.confirm.map(|time| now + time);
     }
 
     /// Takes a welcome. One that comes to an error is a welcome to nothing: a tunnel that has been up before goes on looking

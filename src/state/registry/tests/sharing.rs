@@ -248,18 +248,23 @@ fn members_elsewhere_count_for_a_rooms_limit_and_have_one_themselves() {
     assert_eq!((registry.servers_of(slot).count(), registry.members_elsewhere()), (8, 1));
 }
 
+/// A member that is at another server, as the store has it.
+fn seen_elsewhere() -> Seen<'static> {
+    let endpoints = Endpoints { first: v4(9).endpoint, second: None };
+    Seen {
+        place: Place { member: member(2), server: id(9) },
+        record: Record { news: 1, rtt_ms: 0, endpoints, sealed: b"" },
+        age: Duration::from_secs(1),
+    }
+}
+
 #[test]
 fn a_store_that_comes_back_empty_takes_nobody_away_who_is_there() {
     let mut cluster = Cluster::new(1, LIMITS);
     let registry = &mut cluster.servers[0].registry;
     let (now, mut notices) = (base(), Vec::new());
     registry.register(now, &entry(1, v4(1)), &mut || 1, &mut notices).unwrap();
-    let endpoints = Endpoints { first: v4(9).endpoint, second: None };
-    let seen = [Seen {
-        place: Place { member: member(2), server: id(9) },
-        record: Record { news: 1, rtt_ms: 0, endpoints, sealed: b"" },
-        age: Duration::from_secs(1),
-    }];
+    let seen = [seen_elsewhere()];
     let mut found = |after: Duration, all: &[Seen<'_>]| {
         let found = Found { room: room(1), member: member(1), news: 1, all };
         assert_eq!(registry.found(now + after, &found, &mut || 1, &mut notices), 0);
@@ -276,12 +281,7 @@ fn after_an_outage_others_have_time_to_write_their_members_down_again() {
     let registry = &mut cluster.servers[0].registry;
     let (now, mut notices) = (base(), Vec::new());
     registry.register(now, &entry(1, v4(1)), &mut || 1, &mut notices).unwrap();
-    let endpoints = Endpoints { first: v4(9).endpoint, second: None };
-    let seen = [Seen {
-        place: Place { member: member(2), server: id(9) },
-        record: Record { news: 1, rtt_ms: 0, endpoints, sealed: b"" },
-        age: Duration::from_secs(1),
-    }];
+    let seen = [seen_elsewhere()];
     let found = Found { room: room(1), member: member(1), news: 1, all: &seen };
     registry.found(now, &found, &mut || 1, &mut notices);
     let found = Found { all: &[], ..found };

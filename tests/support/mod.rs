@@ -8,9 +8,10 @@ pub mod kernel;
 pub mod pki;
 pub mod programs;
 
+use socket2::{Domain, Socket, Type};
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,8 @@ impl Drop for Scratch {
 }
 
 /// A TCP port of 127.0.0.1 that nobody uses: below the range from which the kernel takes ports for
-/// outgoing connections, and never the same twice in one process.
+/// outgoing connections, and never the same twice in one process. What looks is bound and never
+/// listens: a copy of it in a process that is between fork and exec keeps no listener away.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 22_000;
@@ -63,7 +65,9 @@ pub fn free_port() -> u16 {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let place = std::process::id().wrapping_mul(613).wrapping_add(serial) % COUNT;
         let port = u16::try_from(FIRST + place).unwrap();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        if socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into()).is_ok() {
             return port;
         }
     }

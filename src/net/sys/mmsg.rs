@@ -16,6 +16,9 @@ use self::control::Control;
 use self::name::Name;
 use std::mem::{self, MaybeUninit};
 
+/// Messages that the kernel takes or gives per call (UIO_MAXIOV).
+const MESSAGES_MAX: usize = 1024;
+
 /// The kernel's argument arrays for a batch of messages. The pointers in them are written and used
 /// by one batch or one call, which borrows the queue around them mutably.
 struct Arrays {

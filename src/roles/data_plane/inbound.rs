@@ -32,12 +32,16 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// error that does not go away by being told must not keep a processor busy.
 const ERRORS_IN_A_ROW_MAX: u8 = 16;
 
+/// Messages of a few datagrams or a single one that are received in a call: what fills two of the
+/// longest packets for a device where the wire merges none.
+const SHORT_MESSAGES: usize = 128;
+
 /// The thread's body.
 pub(super) fn run(link: Link) -> io::Result<()> {
     let inbound = Inbound {
         link,
         members: Members::default(),
-        receive: ReceiveQueue::default(),
+        receive: ReceiveQueue::with_room_for_short(SHORT_MESSAGES),
         coalescer: Coalescer::default(),
         forwards: Vec::new(),
         queue: SendQueue::default(),

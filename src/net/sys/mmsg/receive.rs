@@ -3,7 +3,7 @@
 
 use super::control::{CONTROL_LEN, read_destination, read_int};
 use super::name::{Name, read_name};
-use super::{Arrays, size_of_u32};
+use super::{Arrays, MESSAGES_MAX, size_of_u32};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -14,6 +14,8 @@ use std::os::fd::{AsFd, AsRawFd};
 pub const RECEIVE_BATCH: usize = 32;
 /// Bytes per received message: no UDP datagram or GRO train is longer than 65,535 bytes.
 const RECEIVE_SLOT: usize = 65_536;
+/// Messages of at most so many bytes, on average, are short: a datagram, or a train of small ones.
+pub(super) const SHORT_LEN: usize = 8 * 1024;
 /// From one message to the next. With a power of two all packets of a batch would share the same few
 /// sets of the processor's caches; so a packet of 1,500 bytes has its own.
 const RECEIVE_STRIDE: usize = RECEIVE_SLOT + 1664;
@@ -63,7 +65,10 @@ pub struct ReceiveQueue {
     arrays: Arrays,
     /// A slot for each message; untouched pages cost nothing.
     bytes: Vec<u8>,
-    messages_max: usize,
+    /// Messages per call, and per call while they are short.
+    limits: (usize, usize),
+    /// Of the last or next call.
+    limit: usize,
     received: usize,
 }
 
@@ -76,20 +81,33 @@ impl Default for ReceiveQueue {
 impl ReceiveQueue {
     /// A queue for so many messages in a call; 1 to 1024 (UIO_MAXIOV).
     pub fn with_room_for(messages: usize) -> ReceiveQueue {
-        let messages_max = messages.clamp(1, 1024);
+        ReceiveQueue::with_limits(messages, messages)
+    }
+
+    /// A queue for [`RECEIVE_BATCH`] messages in a call, and for `short` once more than those have come
+    /// in a row and were short: where the wire brings datagrams one by one, more of them in a call
+    /// make longer packets for the device. Of trains, as many would be megabytes, which stay resident.
+    pub fn with_room_for_short(short: usize) -> ReceiveQueue {
+        ReceiveQueue::with_limits(RECEIVE_BATCH, short)
+    }
+
+    fn with_limits(messages: usize, short: usize) -> ReceiveQueue {
+        let messages = messages.clamp(1, MESSAGES_MAX);
+        let short = short.clamp(messages, MESSAGES_MAX);
         let mut queue = ReceiveQueue {
-            arrays: Arrays::new(messages_max),
-            bytes: vec![0; messages_max * RECEIVE_STRIDE],
-            messages_max,
+            arrays: Arrays::new(short),
+            bytes: vec![0; short * RECEIVE_STRIDE],
+            limits: (messages, short),
+            limit: messages,
             received: 0,
         };
-        queue.prepare(messages_max);
+        queue.prepare(short);
         queue
     }
 
     /// Whether the last call received as many messages as it could: there may be more.
     pub fn is_full(&self) -> bool {
-        self.received == self.messages_max
+        self.received == self.limit
     }
 
     /// Makes the first `messages` headers say where the kernel may put what, which it then
@@ -112,7 +130,7 @@ impl ReceiveQueue {
         }
     }
 
-    /// Receives what waits, at most as many messages as the queue has room for ([`RECEIVE_BATCH`]), and
+    /// Receives what waits, at most as many messages as the queue was made for ([`RECEIVE_BATCH`]), and
     /// returns how many came.
     ///
     /// Fewer than that means that the socket is empty (or holds an error, which the next
@@ -121,6 +139,13 @@ impl ReceiveQueue {
     pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         // Only those that were used: for a lone datagram, all 32 would be the most of the work.
         let used = std::mem::take(&mut self.received);
+        if used > 0 {
+            let (limit, short) = self.limits;
+            let headers = &self.arrays.headers[..used];
+            let bytes: usize = headers.iter().map(|header| header.msg_len as usize).sum();
+            let more_wait = used == self.limit || used > limit;
+            self.limit = if more_wait && bytes / used <= SHORT_LEN { short } else { limit };
+        }
         self.prepare(used.max(1));
         let arrays = &mut self.arrays;
         // SAFETY: every header points at a name, a control buffer and one iovec of this queue, and
@@ -129,13 +154,13 @@ impl ReceiveQueue {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
                 arrays.headers.as_mut_ptr(),
-                libc::c_uint::try_from(self.messages_max).unwrap_or(1),
+                libc::c_uint::try_from(self.limit).unwrap_or(1),
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
         };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        self.received = received.min(self.messages_max);
+        self.received = received.min(self.limit);
         Ok(self.received)
     }
 

@@ -3,14 +3,15 @@
 
 mod deliver;
 
-use super::Arrays;
 use super::name::write_name;
+use super::{Arrays, MESSAGES_MAX};
 use std::io;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Datagrams per `sendmmsg`. Past 64 the call's own cost (about 180 ns) is lost in the datagrams'.
+/// Datagrams per `sendmmsg`, unless a queue is made for more. Past 64 the call's own cost (about 180 ns)
+/// is lost in the datagrams'.
 pub const SEND_BATCH: usize = 64;
 /// UDP_MAX_SEGMENTS of linux/udp.h before Linux 6.9, which doubled it.
 const SEGMENTS_MAX: usize = 64;
@@ -86,14 +87,21 @@ struct Train {
 
 impl Default for SendQueue {
     fn default() -> SendQueue {
-        SendQueue {
-            arrays: Arrays::new(SEND_BATCH),
-            trains: vec![Train::default(); SEND_BATCH].into(),
-        }
+        SendQueue::with_room_for(SEND_BATCH)
     }
 }
 
 impl SendQueue {
+    /// A queue for so many datagrams in a call; 1 to 1024 (UIO_MAXIOV). With trains, more of them per
+    /// call wake who receives them less often.
+    pub fn with_room_for(datagrams: usize) -> SendQueue {
+        let datagrams = datagrams.clamp(1, MESSAGES_MAX);
+        SendQueue {
+            arrays: Arrays::new(datagrams),
+            trains: vec![Train::default(); datagrams].into(),
+        }
+    }
+
     /// Starts a batch on `socket`. With `segmentation`, runs of equal datagrams to one destination
     /// leave as one `UDP_SEGMENT` train; on the wire they are datagrams like any other.
     pub fn batch<'q, 'd>(
@@ -117,7 +125,8 @@ impl SendQueue {
     }
 }
 
-/// Datagrams on their way into one socket. Sent when 64 wait, and by [`SendBatch::finish`].
+/// Datagrams on their way into one socket. Sent when as many wait as the queue has room for
+/// ([`SEND_BATCH`]), and by [`SendBatch::finish`].
 #[must_use = "datagrams that wait are lost without `finish`"]
 pub struct SendBatch<'q, 'd> {
     queue: &'q mut SendQueue,
@@ -150,7 +159,7 @@ impl<'d> SendBatch<'_, 'd> {
         destination: Option<SocketAddr>,
         payload: &'d [u8],
     ) {
-        if self.payloads_used == SEND_BATCH {
+        if self.payloads_used == self.queue.trains.len() {
             self.flush();
         }
         let first = self.add_payload(payload);
@@ -194,7 +203,7 @@ impl<'d> SendBatch<'_, 'd> {
                 }
                 continue;
             }
-            if self.payloads_used == SEND_BATCH {
+            if self.payloads_used == self.queue.trains.len() {
                 self.flush();
             }
             let train = Train {

@@ -1,7 +1,7 @@
 mod trains;
 
-use super::receive::ReceiveQueue;
-use super::send::{SEGMENT_LEN_MAX, SendQueue, SendReport};
+use super::receive::{RECEIVE_BATCH, ReceiveQueue, SHORT_LEN};
+use super::send::{SEGMENT_LEN_MAX, SEND_BATCH, SendQueue, SendReport};
 use super::size_of_u32;
 use crate::net::sys::sockopt;
 use std::collections::BTreeSet;
@@ -243,6 +243,49 @@ fn an_icmp_error_stops_neither_a_train_nor_segmentation() {
     for payload in &payloads {
         assert_eq!(&next(&back), payload);
     }
+}
+
+#[test]
+fn a_larger_queue_sends_as_many_in_one_call() {
+    let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+    socket2::SockRef::from(&receiver).set_recv_buffer_size(1 << 20).unwrap();
+    let mut queue = SendQueue::with_room_for(3 * SEND_BATCH);
+    let mut batch = queue.batch(&sender, false);
+    for number in 0..3 * SEND_BATCH {
+        batch.push(
+            Some(receiver.local_addr().unwrap()),
+            if number % 2 == 0 { b"even" } else { b"odd" },
+        );
+    }
+    assert_eq!(batch.messages, 3 * SEND_BATCH);
+    assert_eq!(batch.finish().sent, 3 * SEND_BATCH);
+    assert_eq!([next(&receiver), next(&receiver)], [b"even".to_vec(), b"odd".to_vec()]);
+}
+
+#[test]
+fn more_messages_are_received_in_a_call_while_they_are_short() {
+    const SHORT: usize = RECEIVE_BATCH + 20;
+    let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+    socket2::SockRef::from(&receiver).set_recv_buffer_size(4 << 20).unwrap();
+    sender.connect(receiver.local_addr().unwrap()).unwrap();
+    let mut queue = ReceiveQueue::with_room_for_short(SHORT);
+    let send = |count, len| {
+        for _ in 0..count {
+            sender.send(&vec![7; len]).unwrap();
+        }
+    };
+    // That there are more than it takes shows in a full call; that they are not short, in one.
+    send(RECEIVE_BATCH + SHORT, 100);
+    assert_eq!(queue.receive(&receiver).unwrap(), RECEIVE_BATCH);
+    assert!(queue.is_full());
+    assert_eq!(queue.receive(&receiver).unwrap(), SHORT);
+    assert!(queue.is_full());
+    send(RECEIVE_BATCH + 1, SHORT_LEN + 1);
+    assert_eq!(queue.receive(&receiver).unwrap(), RECEIVE_BATCH + 1);
+    assert!(!queue.is_full());
+    send(RECEIVE_BATCH + 1, 100);
+    assert_eq!(queue.receive(&receiver).unwrap(), RECEIVE_BATCH);
+    assert!(queue.is_full());
 }
 
 #[test]

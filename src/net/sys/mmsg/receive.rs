@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, AsRawFd};
 pub const RECEIVE_BATCH: usize = 32;
 /// Bytes per received message: no UDP datagram or GRO train is longer than 65,535 bytes.
 const RECEIVE_SLOT: usize = 65_536;
-/// Messages of at most so many bytes, on average, are short: a datagram, or a train of small ones.
-pub(super) const SHORT_LEN: usize = 8 * 1024;
+/// Messages of at most so many bytes, on average, are short: lone datagrams.
+pub(super) const SHORT_LEN: usize = 2 * 1024;
 /// From one message to the next. With a power of two all packets of a batch would share the same few
 /// sets of the processor's caches; so a packet of 1,500 bytes has its own.
 const RECEIVE_STRIDE: usize = RECEIVE_SLOT + 1664;

@@ -1,14 +1,18 @@
 //! A one-way flood: sends without waiting for anybody, and counts what comes out at the other end.
 
 use super::clock::Clock;
-use super::{Failure, failed};
+use super::{Failure, failed, stdin_ended, watch_stdin};
+use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::Duration;
 use udpferry::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use udpferry::net::sys::mmsg::send::SendQueue;
 
+const SOCKET: Token = Token(0);
+const STDIN: Token = Token(1);
 /// The kernel grants at most net.core.rmem_max, unless to root.
 const SOCKET_BUFFER_LEN: usize = 4 << 20;
 /// Datagrams per send.
@@ -16,9 +20,10 @@ const BATCH: usize = 32;
 /// The largest payload of a UDP datagram over IPv4.
 const PAYLOAD_LEN_MAX: usize = 65_507;
 
-/// Floods `to` for `duration`; the datagrams are expected at `sink`, which is bound here.
+/// Floods `to` for `duration`; the datagrams are expected at `sink`, which is bound here, or by a
+/// [`sink`] elsewhere.
 pub(crate) fn run(
-    sink: SocketAddr,
+    sink: Option<SocketAddr>,
     to: SocketAddr,
     payload_len: usize,
     duration: Duration,
@@ -26,7 +31,8 @@ pub(crate) fn run(
     if payload_len > PAYLOAD_LEN_MAX {
         return Err(Failure::Usage(format!("--payload is at most {PAYLOAD_LEN_MAX} bytes")));
     }
-    let sink = bind(sink).map_err(failed(format!("cannot bind udp {sink}")))?;
+    let bound = |sink| bind(sink).map_err(failed(format!("cannot bind udp {sink}")));
+    let sink = sink.map(bound).transpose()?;
     let source = connect(to).map_err(failed(format!("cannot connect to udp {to}")))?;
     let clock = Clock::start();
     let end_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -44,18 +50,64 @@ pub(crate) fn run(
         // A tunnel that is not there (ECONNREFUSED) is one that delivers nothing.
         batch.finish();
         sent += BATCH;
-        delivered += drain(&sink, &mut receiving).map_err(failed("cannot receive"))?;
+        let Some(sink) = &sink else { continue };
+        delivered += drain(sink, &mut receiving).map_err(failed("cannot receive"))?;
         if delivered > 0 && first_ns.is_none() {
             first_ns = Some(clock.now_ns());
         }
     }
+    let seconds = duration.as_secs_f64();
+    if sink.is_none() {
+        println!("{{\"payload\": {payload_len}, \"seconds\": {seconds}, \"sent\": {sent}}}");
+        return Ok(());
+    }
     let first_ms = first_ns.map_or_else(|| "null".to_owned(), |ns| (ns / 1_000_000).to_string());
     println!(
-        "{{\"payload\": {payload_len}, \"seconds\": {}, \"sent\": {sent}, \
-         \"delivered\": {delivered}, \"first_after_ms\": {first_ms}}}",
-        duration.as_secs_f64()
+        "{{\"payload\": {payload_len}, \"seconds\": {seconds}, \"sent\": {sent}, \
+         \"delivered\": {delivered}, \"first_after_ms\": {first_ms}}}"
     );
     Ok(())
+}
+
+/// Counts what arrives at `address` until stdin ends. Prints the bound address, then what came and
+/// in how much time, from the first datagram to the last.
+pub(crate) fn sink(address: SocketAddr) -> Result<(), Failure> {
+    let socket = bind(address).map_err(failed(format!("cannot bind udp {address}")))?;
+    println!("{}", socket.local_addr().map_err(failed("cannot read the bound address"))?);
+    let (delivered, span_ns) = count(socket).map_err(failed("cannot receive"))?;
+    println!(
+        "{{\"delivered\": {delivered}, \"seconds\": {}}}",
+        Duration::from_nanos(span_ns).as_secs_f64()
+    );
+    Ok(())
+}
+
+fn count(socket: UdpSocket) -> io::Result<(usize, u64)> {
+    let mut socket = mio::net::UdpSocket::from_std(socket);
+    let mut poll = Poll::new()?;
+    let mut events = Events::with_capacity(4);
+    poll.registry().register(&mut socket, SOCKET, Interest::READABLE)?;
+    watch_stdin(&poll, STDIN);
+    let clock = Clock::start();
+    let mut receiving = ReceiveQueue::default();
+    let (mut delivered, mut first_ns, mut last_ns) = (0, None, 0);
+    loop {
+        match poll.poll(&mut events, None) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        }
+        // Stamped before it is drained: that takes as long as there is no pause.
+        let now_ns = clock.now_ns();
+        let came = drain(&socket, &mut receiving)?;
+        if came > 0 {
+            first_ns.get_or_insert(now_ns);
+            last_ns = clock.now_ns();
+            delivered += came;
+        }
+        if events.iter().any(|event| event.token() == STDIN) && stdin_ended() {
+            return Ok((delivered, last_ns - first_ns.unwrap_or(last_ns)));
+        }
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -72,7 +124,7 @@ fn connect(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Datagrams that waited.
-fn drain(socket: &UdpSocket, queue: &mut ReceiveQueue) -> io::Result<usize> {
+fn drain(socket: &impl AsFd, queue: &mut ReceiveQueue) -> io::Result<usize> {
     let mut count = 0;
     loop {
         match queue.receive(socket) {

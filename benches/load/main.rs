@@ -42,8 +42,10 @@ load load --echo ADDR [--gateway ADDR | --tunnel ADDR] [--clients N] [--flows N]
     Keeps N clients x N flows x N datagrams in flight, verifies each answer, prints JSON.
     --gateway: through a udpgw gateway; --tunnel: through a tunnel whose near end takes plain UDP;
     else it talks to the echo server itself. CPU times and sizes are those of the pids.
-load flood --sink ADDR --to ADDR [--payload BYTES] [--seconds S]
+load flood [--sink ADDR] --to ADDR [--payload BYTES] [--seconds S]
     Sends to ADDR as fast as it can, and counts what arrives at the sink. Prints JSON.
+load sink ADDR
+    A sink for a flood from elsewhere. Prints the bound address; counts until stdin ends, prints JSON.
 load stun --to ADDR [--ports N] [--window N] [--seconds S] [--warm-up S] [--server-pids PID,PID] [--echoed]
     Keeps N STUN Binding requests in flight from each of N ports, verifies each answer, prints JSON.
     --echoed: the server is a bare echo server, and each answer the request.
@@ -129,12 +131,17 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             load::run(&workload)
         }
         "flood" => {
-            let sink = args.value_from_str("--sink")?;
+            let sink = args.opt_value_from_str("--sink")?;
             let to = args.value_from_str("--to")?;
             let payload_len = or(&mut args, "--payload", 1200)?;
             let duration = seconds(or(&mut args, "--seconds", 3.0)?)?;
             nothing_left(args)?;
             flood::run(sink, to, payload_len, duration)
+        }
+        "sink" => {
+            let address = args.free_from_str()?;
+            nothing_left(args)?;
+            flood::sink(address)
         }
         "stun" => {
             let workload = stun::Workload {
@@ -183,7 +190,7 @@ fn run(mut args: Arguments) -> Result<(), Failure> {
             idle::run(gateway, echo, clients)
         }
         other => Err(Failure::Usage(format!(
-            "no tool {other}: echo, load, flood, stun, chat, connect, naive-tunnel or idle"
+            "no tool {other}: echo, load, flood, sink, stun, chat, connect, naive-tunnel or idle"
         ))),
     }
 }

@@ -32,8 +32,11 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// error that does not go away by being told must not keep a processor busy.
 const ERRORS_IN_A_ROW_MAX: u8 = 16;
 
-/// Messages of a few datagrams or a single one that are received in a call: what fills two of the
-/// longest packets for a device where the wire merges none.
+/// Messages that are received in a call: trains of up to 64 KiB, 1 MiB together, which is what they may
+/// keep of the processor's cache and of the memory.
+const MESSAGES: usize = 16;
+/// The same where the wire brings datagrams one by one: what fills two of the longest packets for a
+/// device.
 const SHORT_MESSAGES: usize = 128;
 
 /// The thread's body.
@@ -41,7 +44,7 @@ pub(super) fn run(link: Link) -> io::Result<()> {
     let inbound = Inbound {
         link,
         members: Members::default(),
-        receive: ReceiveQueue::with_room_for_short(SHORT_MESSAGES),
+        receive: ReceiveQueue::with_room_for_short(MESSAGES, SHORT_MESSAGES),
         coalescer: Coalescer::default(),
         forwards: Vec::new(),
         queue: SendQueue::default(),

@@ -81,17 +81,13 @@ impl Default for ReceiveQueue {
 impl ReceiveQueue {
     /// A queue for so many messages in a call; 1 to 1024 (UIO_MAXIOV).
     pub fn with_room_for(messages: usize) -> ReceiveQueue {
-        ReceiveQueue::with_limits(messages, messages)
+        ReceiveQueue::with_room_for_short(messages, messages)
     }
 
-    /// A queue for [`RECEIVE_BATCH`] messages in a call, and for `short` once more than those have come
-    /// in a row and were short: where the wire brings datagrams one by one, more of them in a call
-    /// make longer packets for the device. Of trains, as many would be megabytes, which stay resident.
-    pub fn with_room_for_short(short: usize) -> ReceiveQueue {
-        ReceiveQueue::with_limits(RECEIVE_BATCH, short)
-    }
-
-    fn with_limits(messages: usize, short: usize) -> ReceiveQueue {
+    /// A queue for so many messages in a call, and for `short` once more than those have come in a row
+    /// and were short: where the wire brings datagrams one by one, more of them in a call make longer
+    /// packets for the device. Of trains, as many would be megabytes, which stay resident.
+    pub fn with_room_for_short(messages: usize, short: usize) -> ReceiveQueue {
         let messages = messages.clamp(1, MESSAGES_MAX);
         let short = short.clamp(messages, MESSAGES_MAX);
         let mut queue = ReceiveQueue {

@@ -268,7 +268,7 @@ fn more_messages_are_received_in_a_call_while_they_are_short() {
     let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     socket2::SockRef::from(&receiver).set_recv_buffer_size(4 << 20).unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
-    let mut queue = ReceiveQueue::with_room_for_short(SHORT);
+    let mut queue = ReceiveQueue::with_room_for_short(RECEIVE_BATCH, SHORT);
     let send = |count, len| {
         for _ in 0..count {
             sender.send(&vec![7; len]).unwrap();

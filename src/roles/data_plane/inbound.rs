@@ -32,12 +32,12 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// error that does not go away by being told must not keep a processor busy.
 const ERRORS_IN_A_ROW_MAX: u8 = 16;
 
-/// Messages that are received in a call: trains of up to 64 KiB, 1 MiB together, which is what they may
+/// Messages that are received in a call: trains of up to 64 KiB, half a MiB together, which is what they may
 /// keep of the processor's cache and of the memory.
-const MESSAGES: usize = 16;
+const MESSAGES: usize = 8;
 /// The same where the wire brings datagrams one by one: what fills two of the longest packets for a
 /// device.
-const SHORT_MESSAGES: usize = 128;
+const SHORT_MESSAGES: usize = 96;
 
 /// The thread's body.
 pub(super) fn run(link: Link) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd};
 pub const RECEIVE_BATCH: usize = 32;
 /// Bytes per received message: no UDP datagram or GRO train is longer than 65,535 bytes.
 const RECEIVE_SLOT: usize = 65_536;
-/// Messages of at most so many bytes, on average, are short: lone datagrams.
+/// Messages of at most so many bytes are short: lone datagrams.
 pub(super) const SHORT_LEN: usize = 2 * 1024;
 /// From one message to the next. With a power of two all packets of a batch would share the same few
 /// sets of the processor's caches; so a packet of 1,500 bytes has its own.
@@ -126,6 +126,25 @@ impl ReceiveQueue {
         }
     }
 
+    /// Decides how many messages the next call may bring, by what the last one did, whose headers are
+    /// still as it left them.
+    fn adapt(&mut self, used: usize) {
+        let (limit, short) = self.limits;
+        if short == limit || used == 0 {
+            return;
+        }
+        let len_of = |header: &libc::mmsghdr| header.msg_len as usize;
+        let headers = &self.arrays.headers[..used];
+        let more_wait = used == self.limit || used > limit;
+        let are_short = headers.iter().all(|header| len_of(header) <= SHORT_LEN);
+        self.limit = if more_wait && are_short { short } else { limit };
+        // Trains have come where lone datagrams had been.
+        let behind = headers.get(limit..).unwrap_or_default();
+        if behind.iter().map(len_of).sum::<usize>() > (short - limit) * SHORT_LEN {
+            give_back(&mut self.bytes[limit * RECEIVE_STRIDE..]);
+        }
+    }
+
     /// Receives what waits, at most as many messages as the queue was made for ([`RECEIVE_BATCH`]), and
     /// returns how many came.
     ///
@@ -135,13 +154,7 @@ impl ReceiveQueue {
     pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         // Only those that were used: for a lone datagram, all 32 would be the most of the work.
         let used = std::mem::take(&mut self.received);
-        if used > 0 {
-            let (limit, short) = self.limits;
-            let headers = &self.arrays.headers[..used];
-            let bytes: usize = headers.iter().map(|header| header.msg_len as usize).sum();
-            let more_wait = used == self.limit || used > limit;
-            self.limit = if more_wait && bytes / used <= SHORT_LEN { short } else { limit };
-        }
+        self.adapt(used);
         self.prepare(used.max(1));
         let arrays = &mut self.arrays;
         // SAFETY: every header points at a name, a control buffer and one iovec of this queue, and
@@ -191,5 +204,18 @@ impl ReceiveQueue {
         let drops =
             read_int(&self.arrays.headers[last].msg_hdr, libc::SOL_SOCKET, libc::SO_RXQ_OVFL)?;
         Some(u32::from_ne_bytes(drops.to_ne_bytes()))
+    }
+}
+
+/// Gives the memory behind `bytes` back to the kernel, but for what shares a page with others. It reads
+/// as zeros, and takes memory again when it is written.
+fn give_back(bytes: &mut [u8]) {
+    const PAGE: usize = 4096;
+    let before = bytes.as_ptr().align_offset(PAGE);
+    let Some(pages) = bytes.get_mut(before..) else { return };
+    // SAFETY: the range lies within `bytes`, which nobody else has, and any bytes are valid there. Where
+    // pages are larger than that, the call fails, and nothing has changed.
+    unsafe {
+        libc::madvise(pages.as_mut_ptr().cast(), pages.len() / PAGE * PAGE, libc::MADV_DONTNEED);
     }
 }

@@ -210,12 +210,14 @@ impl ReceiveQueue {
 /// Gives the memory behind `bytes` back to the kernel, but for what shares a page with others. It reads
 /// as zeros, and takes memory again when it is written.
 fn give_back(bytes: &mut [u8]) {
-    const PAGE: usize = 4096;
-    let before = bytes.as_ptr().align_offset(PAGE);
+    // SAFETY: a question without arguments in memory.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let Some(page) = usize::try_from(page).ok().filter(|page| page.is_power_of_two()) else {
+        return;
+    };
+    let before = bytes.as_ptr().align_offset(page);
     let Some(pages) = bytes.get_mut(before..) else { return };
-    // SAFETY: the range lies within `bytes`, which nobody else has, and any bytes are valid there. Where
-    // pages are larger than that, the call fails, and nothing has changed.
-    unsafe {
-        libc::madvise(pages.as_mut_ptr().cast(), pages.len() / PAGE * PAGE, libc::MADV_DONTNEED);
-    }
+    let len = pages.len() / page * page;
+    // SAFETY: the range lies within `bytes`, which nobody else has, and any bytes are valid there.
+    unsafe { libc::madvise(pages.as_mut_ptr().cast(), len, libc::MADV_DONTNEED) };
 }

@@ -1,6 +1,6 @@
 mod trains;
 
-use super::receive::{RECEIVE_BATCH, ReceiveQueue, SHORT_LEN};
+use super::receive::{ReceiveQueue, SHORT_LEN};
 use super::send::{SEGMENT_LEN_MAX, SEND_BATCH, SendQueue, SendReport};
 use super::size_of_u32;
 use crate::net::sys::sockopt;
@@ -264,28 +264,28 @@ fn a_larger_queue_sends_as_many_in_one_call() {
 
 #[test]
 fn more_messages_are_received_in_a_call_while_they_are_short() {
-    const SHORT: usize = RECEIVE_BATCH + 20;
+    const LIMIT: usize = 8;
+    const SHORT: usize = 16;
     let (sender, receiver) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
-    socket2::SockRef::from(&receiver).set_recv_buffer_size(4 << 20).unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
-    let mut queue = ReceiveQueue::with_room_for_short(RECEIVE_BATCH, SHORT);
+    let mut queue = ReceiveQueue::with_room_for_short(LIMIT, SHORT);
     let send = |count, len| {
         for _ in 0..count {
             sender.send(&vec![7; len]).unwrap();
         }
     };
     // That there are more than it takes shows in a full call; that they are not short, in one.
-    send(RECEIVE_BATCH + SHORT, 100);
-    assert_eq!(queue.receive(&receiver).unwrap(), RECEIVE_BATCH);
+    send(LIMIT + SHORT, 100);
+    assert_eq!(queue.receive(&receiver).unwrap(), LIMIT);
     assert!(queue.is_full());
     assert_eq!(queue.receive(&receiver).unwrap(), SHORT);
     assert!(queue.is_full());
-    send(SHORT, 8 * SHORT_LEN);
+    send(SHORT, 2 * SHORT_LEN);
     assert_eq!(queue.receive(&receiver).unwrap(), SHORT);
     let last = queue.messages().last().unwrap().ranges().next().unwrap();
-    assert_eq!(queue.bytes()[last.clone()], vec![7; 8 * SHORT_LEN]);
-    send(RECEIVE_BATCH + 1, 100);
-    assert_eq!(queue.receive(&receiver).unwrap(), RECEIVE_BATCH);
+    assert_eq!(queue.bytes()[last.clone()], vec![7; 2 * SHORT_LEN]);
+    send(LIMIT + 1, 100);
+    assert_eq!(queue.receive(&receiver).unwrap(), LIMIT);
     assert!(queue.is_full());
     // What they took is the kernel's again.
     assert_eq!(queue.bytes()[last.end - 4096..last.end], [0; 4096]);

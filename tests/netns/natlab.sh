@@ -352,6 +352,7 @@ works() { punch "$@" || {
 	told
 	return 1
 }; }
+fails_of_three() { fails "$@" || fails "$@" || fails "$@"; }
 fails() { ! punch "$@" || {
 	told
 	return 1
@@ -373,7 +374,8 @@ birthday=(--answer-source --hard 256 --sweep --pings 100 --time 12)
 check "port and sym, 256 sockets against random ports" works port sym "${birthday[@]}"
 # The sockets' datagrams come unasked, unless their random ports were tried before.
 check "port-open and sym, 256 sockets after the random ports" works port-open sym "${birthday[@]}" --hold 5
-check "sym and sym, 256 sockets against random ports: not" fails sym sym "${birthday[@]}"
+# There a port of 64,512 must be hit that opens for one port alone: it happens, once in a long while.
+check "sym and sym, 256 sockets against random ports: not as a rule" fails_of_three sym sym "${birthday[@]}"
 check "port-open and port-open, one told 0.6 s later: not" fails port-open port-open --gap 0.6 --answer-source
 check "port-open and full, one told 0.6 s later, answering to the source seen" \
 	works port-open full --gap 0.6 --answer-source

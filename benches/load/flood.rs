@@ -1,8 +1,7 @@
 //! A one-way flood: sends without waiting for anybody, and counts what comes out at the other end.
 
 use super::clock::Clock;
-use super::{Failure, failed, stdin_ended, watch_stdin};
-use mio::{Events, Interest, Poll, Token};
+use super::{Failure, failed, serve};
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -11,8 +10,6 @@ use std::time::Duration;
 use udpferry::net::sys::mmsg::receive::{RECEIVE_BATCH, ReceiveQueue};
 use udpferry::net::sys::mmsg::send::SendQueue;
 
-const SOCKET: Token = Token(0);
-const STDIN: Token = Token(1);
 /// The kernel grants at most net.core.rmem_max, unless to root.
 const SOCKET_BUFFER_LEN: usize = 4 << 20;
 /// Datagrams per send.
@@ -83,31 +80,21 @@ pub(crate) fn sink(address: SocketAddr) -> Result<(), Failure> {
 }
 
 fn count(socket: UdpSocket) -> io::Result<(usize, u64)> {
-    let mut socket = mio::net::UdpSocket::from_std(socket);
-    let mut poll = Poll::new()?;
-    let mut events = Events::with_capacity(4);
-    poll.registry().register(&mut socket, SOCKET, Interest::READABLE)?;
-    watch_stdin(&poll, STDIN);
     let clock = Clock::start();
     let mut receiving = ReceiveQueue::default();
     let (mut delivered, mut first_ns, mut last_ns) = (0, None, 0);
-    loop {
-        match poll.poll(&mut events, None) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        }
+    serve(socket, |socket| {
         // Stamped before it is drained: that takes as long as there is no pause.
         let now_ns = clock.now_ns();
-        let came = drain(&socket, &mut receiving)?;
+        let came = drain(socket, &mut receiving)?;
         if came > 0 {
             first_ns.get_or_insert(now_ns);
             last_ns = clock.now_ns();
             delivered += came;
         }
-        if events.iter().any(|event| event.token() == STDIN) && stdin_ended() {
-            return Ok((delivered, last_ns - first_ns.unwrap_or(last_ns)));
-        }
-    }
+        Ok(())
+    })?;
+    Ok((delivered, last_ns - first_ns.unwrap_or(last_ns)))
 }
 
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {

@@ -20,11 +20,11 @@ mod stun;
 mod window;
 
 use mio::unix::SourceFd;
-use mio::{Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token};
 use pico_args::Arguments;
 use std::fmt::{self, Display};
 use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -89,15 +89,35 @@ pub(crate) fn failed(what: impl Display) -> impl FnOnce(io::Error) -> Failure {
     move |cause| Failure::System(what.to_string(), cause)
 }
 
-/// Lets `poll` report the end of stdin when it is something that can end while we wait (a pipe or a
-/// terminal). What epoll refuses (a file, /dev/null) is never reported: then only a signal ends us.
-pub(crate) fn watch_stdin(poll: &Poll, token: Token) {
+/// Calls `handle` whenever something waits on `socket`, which it must drain, until stdin ends. That is
+/// seen where stdin can end while we wait (a pipe or a terminal); what epoll refuses (a file,
+/// /dev/null) is never reported: then only a signal ends us.
+pub(crate) fn serve(
+    socket: UdpSocket,
+    mut handle: impl FnMut(&mio::net::UdpSocket) -> io::Result<()>,
+) -> io::Result<()> {
+    const SOCKET: Token = Token(0);
+    const STDIN: Token = Token(1);
+    let mut socket = mio::net::UdpSocket::from_std(socket);
+    let mut poll = Poll::new()?;
+    let mut events = Events::with_capacity(4);
+    poll.registry().register(&mut socket, SOCKET, Interest::READABLE)?;
     let stdin = io::stdin().as_raw_fd();
-    let _ = poll.registry().register(&mut SourceFd(&stdin), token, Interest::READABLE);
+    let _ = poll.registry().register(&mut SourceFd(&stdin), STDIN, Interest::READABLE);
+    loop {
+        match poll.poll(&mut events, None) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        }
+        handle(&socket)?;
+        if events.iter().any(|event| event.token() == STDIN) && stdin_ended() {
+            return Ok(());
+        }
+    }
 }
 
 /// Reads what stdin was reported for; true at its end.
-pub(crate) fn stdin_ended() -> bool {
+fn stdin_ended() -> bool {
     !matches!(io::stdin().lock().read(&mut [0; 1024]), Ok(1..))
 }
 

@@ -448,16 +448,21 @@ proptest::proptest! {
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         match read(&PLAIN, &args, &[]) {
             Ok(Parsed::Run(matches)) => {
-                let mut kept = [
-                    matches.path("--log-file").map(|path| path.display().to_string()),
-                    one(&matches, "--dest-port"),
+                let kept = [
+                    ("f", matches.path("--log-file").map(|path| path.display().to_string())),
+                    ("dp", one(&matches, "--dest-port")),
                 ];
-                for value in kept.iter_mut().filter_map(Option::take) {
-                    let attached = format!("={value}");
-                    let short = format!("-dp{value}");
-                    let found = words
-                        .iter()
-                        .any(|w| *w == value || w.ends_with(&attached) || w.ends_with(&short));
+                for (short, value) in kept {
+                    let Some(value) = value else { continue };
+                    // A word of its own, behind `=`, or attached to the short spelling, which
+                    // may share its word with a switch: `-dfa` is `-d -f a`.
+                    let gives = |word: &String| {
+                        word.strip_suffix(&value).is_some_and(|before| {
+                            let attached = before.starts_with('-') && before.ends_with(short);
+                            before.is_empty() || before.ends_with('=') || attached
+                        })
+                    };
+                    let found = words.iter().any(gives);
                     proptest::prop_assert!(found && !value.starts_with("--"), "{value}");
                 }
             }

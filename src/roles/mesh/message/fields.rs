@@ -103,9 +103,14 @@ pub fn written(tunnel: &Tunnel) -> Object {
     object
 }
 
-/// A time as people write it: whole seconds without a point.
+/// A time as people write it: whole seconds without a point, others as they were given.
 pub fn seconds(time: Duration) -> Value {
-    if time.subsec_nanos() == 0 { time.as_secs().into() } else { time.as_secs_f64().into() }
+    if time.subsec_nanos() == 0 {
+        return time.as_secs().into();
+    }
+    // One division, and so the nearest number there is: `Duration::as_secs_f64` rounds twice
+    // and writes 10.851 as 10.850999999999999.
+    (time.as_nanos() as f64 / 1e9).into()
 }
 
 fn tunnel(object: &Object) -> Result<Tunnel, Wrong> {

@@ -55,6 +55,16 @@ fn every_form_of_a_value_is_taken() {
 }
 
 #[test]
+fn times_are_written_as_they_were_given() {
+    for (millis, expected) in [(15_000, "15"), (250, "0.25"), (10_851, "10.851")] {
+        assert_eq!(seconds(Duration::from_millis(millis)).to_string(), expected);
+    }
+    let short =
+        |millis| seconds(Duration::from_millis(millis)).to_string().len() <= "3599.999".len();
+    assert_eq!((100..3_600_000).find(|millis| !short(*millis)), None);
+}
+
+#[test]
 fn a_wrong_value_is_named_with_what_would_do() {
     let cases = [
         ("name", json!(null), "tunnel[0].name: is required"),

@@ -53,15 +53,14 @@ pub(crate) fn run(
             first_ns = Some(clock.now_ns());
         }
     }
-    let seconds = duration.as_secs_f64();
-    if sink.is_none() {
-        println!("{{\"payload\": {payload_len}, \"seconds\": {seconds}, \"sent\": {sent}}}");
-        return Ok(());
-    }
-    let first_ms = first_ns.map_or_else(|| "null".to_owned(), |ns| (ns / 1_000_000).to_string());
+    let delivered = sink.map_or_else(String::new, |_| {
+        let first_ms =
+            first_ns.map_or_else(|| "null".to_owned(), |ns| (ns / 1_000_000).to_string());
+        format!(", \"delivered\": {delivered}, \"first_after_ms\": {first_ms}")
+    });
     println!(
-        "{{\"payload\": {payload_len}, \"seconds\": {seconds}, \"sent\": {sent}, \
-         \"delivered\": {delivered}, \"first_after_ms\": {first_ms}}}"
+        "{{\"payload\": {payload_len}, \"seconds\": {}, \"sent\": {sent}{delivered}}}",
+        duration.as_secs_f64()
     );
     Ok(())
 }

@@ -135,9 +135,8 @@ impl ReceiveQueue {
         }
         let len_of = |header: &libc::mmsghdr| header.msg_len as usize;
         let headers = &self.arrays.headers[..used];
-        let more_wait = used == self.limit || used > limit;
         let are_short = headers.iter().all(|header| len_of(header) <= SHORT_LEN);
-        self.limit = if more_wait && are_short { short } else { limit };
+        self.limit = if used >= limit && are_short { short } else { limit };
         // Trains have come where lone datagrams had been.
         let behind = headers.get(limit..).unwrap_or_default();
         if behind.iter().map(len_of).sum::<usize>() > (short - limit) * SHORT_LEN {

@@ -110,7 +110,9 @@ pub fn seconds(time: Duration) -> Value {
     }
     // One division, and so the nearest number there is: `Duration::as_secs_f64` rounds twice
     // and writes 10.851 as 10.850999999999999.
-    (time.as_nanos() as f64 / 1e9).into()
+    #[allow(clippy::cast_precision_loss)] // Exact up to 2^53 ns, which is 104 days.
+    let nanos = time.as_nanos() as f64;
+    (nanos / 1e9).into()
 }
 
 fn tunnel(object: &Object) -> Result<Tunnel, Wrong> {

@@ -7,7 +7,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket as StdUdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket as StdUdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,14 +58,14 @@ impl Bench {
         std::fs::write("/proc/sys/net/ipv6/conf/t0/disable_ipv6", "1").unwrap();
         run("ip", &["link", "set", "t0", "mtu", "1400", "up"]);
         run("ip", &["address", "add", &format!("{OWN}/24"), "dev", "t0"]);
-        let any = "127.0.0.1:0".parse().unwrap();
-        let socket = Arc::new(UdpSocket::bind_with_destinations(any, Buffers::default()).unwrap());
+        let any = (Ipv4Addr::UNSPECIFIED, 0).into();
+        let socket = Arc::new(UdpSocket::listen(any, Buffers::default()).unwrap());
         if !offload {
             socket.stop_segmentation();
             socket.stop_merging();
         }
-        let address = socket.local_addr().unwrap();
-        let peer = StdUdpSocket::bind(any).unwrap();
+        let address = (Ipv4Addr::LOCALHOST, socket.local_addr().unwrap().port()).into();
+        let peer = StdUdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         plane.order(&Order::AddSocket(SOCKET, socket));
         plane.order(&Order::AddDevice(DEVICE, device));
@@ -153,7 +153,7 @@ fn is_sound(packet: &[u8]) -> bool {
 
 /// A UDP packet from behind the peer to the kernel's port.
 fn packet(source: &str, port: u16, id: u16, payload: &[u8]) -> Vec<u8> {
-    let ip = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let ip = |text: &str| text.parse::<Ipv4Addr>().unwrap().octets();
     let len = |extra: usize| u16::try_from(payload.len() + extra).unwrap().to_be_bytes();
     let id = id.to_be_bytes();
     let mut packet = vec![0x45, 0, len(28)[0], len(28)[1], id[0], id[1], 0, 0, 64, 17, 0, 0];

@@ -49,13 +49,16 @@ impl UdpSocket {
         UdpSocket::bind_made(socket, local)
     }
 
-    /// A socket bound to `local`, perhaps a wildcard address, whose received messages tell which
-    /// address of this host they were sent to: [`Received::destination`].
+    /// A socket bound to `local` that answers whoever comes. On a wildcard address, received messages
+    /// tell which address of this host they were sent to ([`Received::destination`]), which costs
+    /// something for each; elsewhere there is one, which answers leave from anyway.
     ///
     /// [`Received::destination`]: super::sys::mmsg::receive::Received::destination
-    pub fn bind_with_destinations(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
+    pub fn listen(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
         let socket = make(local, buffers)?;
-        sockopt::report_destinations(&socket, local.is_ipv6())?;
+        if local.ip().is_unspecified() {
+            sockopt::report_destinations(&socket, local.is_ipv6())?;
+        }
         UdpSocket::bind_made(socket, local)
     }
 
@@ -73,13 +76,15 @@ impl UdpSocket {
         UdpSocket::bind_made(socket, local)
     }
 
-    /// A bound socket that the service manager opened, as one of [`UdpSocket::bind_with_destinations`].
+    /// A bound socket that the service manager opened, as one of [`UdpSocket::listen`].
     pub fn adopt(socket: std::net::UdpSocket, buffers: Buffers) -> io::Result<UdpSocket> {
         let socket = Socket::from(socket);
         socket.set_nonblocking(true)?;
         set_buffers(&socket, buffers)?;
-        let is_ipv6 = socket.local_addr()?.is_ipv6();
-        sockopt::report_destinations(&socket, is_ipv6)?;
+        let local = socket.local_addr()?.as_socket();
+        if let Some(wildcard) = local.filter(|local| local.ip().is_unspecified()) {
+            sockopt::report_destinations(&socket, wildcard.is_ipv6())?;
+        }
         Ok(UdpSocket::made(socket))
     }
 
@@ -235,20 +240,22 @@ mod tests {
     }
 
     #[test]
-    fn destinations_are_told_when_asked_for() {
-        for (any, to, adopted) in [
+    fn destinations_are_told_where_there_are_several() {
+        for (local, to, adopted) in [
             ("0.0.0.0:0", "127.0.0.2", false),
             ("[::]:0", "::1", false),
             ("0.0.0.0:0", "127.0.0.3", true),
+            ("127.0.0.4:0", "127.0.0.4", false),
+            ("127.0.0.5:0", "127.0.0.5", true),
         ] {
-            let any: SocketAddr = any.parse().unwrap();
+            let local: SocketAddr = local.parse().unwrap();
             let mut server = if adopted {
-                let bound = std::net::UdpSocket::bind(any).unwrap();
+                let bound = std::net::UdpSocket::bind(local).unwrap();
                 UdpSocket::adopt(bound, Buffers::default()).unwrap()
             } else {
-                UdpSocket::bind_with_destinations(any, Buffers::default()).unwrap()
+                UdpSocket::listen(local, Buffers::default()).unwrap()
             };
-            let sender = std::net::UdpSocket::bind(any).unwrap();
+            let sender = std::net::UdpSocket::bind(any_port(local)).unwrap();
             let to = SocketAddr::new(to.parse().unwrap(), server.local_addr().unwrap().port());
             sender.send_to(b"x", to).unwrap();
             let mut queue = ReceiveQueue::default();
@@ -258,7 +265,8 @@ mod tests {
                 .unwrap();
             poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_secs(5))).unwrap();
             assert_eq!(server.receive(&mut queue).unwrap(), 1);
-            assert_eq!(queue.messages().next().unwrap().destination(), Some(to.ip()));
+            let told = queue.messages().next().unwrap().destination();
+            assert_eq!(told, local.ip().is_unspecified().then_some(to.ip()));
         }
     }
 }

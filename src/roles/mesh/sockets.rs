@@ -28,7 +28,7 @@ impl Sockets {
         let addresses = if given { &config.data_addresses[..] } else { &any };
         for address in addresses {
             let local = SocketAddr::new(*address, config.data_port);
-            match UdpSocket::bind_with_destinations(local, config.udp_buffers) {
+            match UdpSocket::listen(local, config.udp_buffers) {
                 Ok(socket) => {
                     if !config.offload {
                         socket.stop_segmentation();

@@ -140,12 +140,7 @@ pub(super) fn serve(config: ClientConfig, startup: Startup) -> Result<(), Error>
     let bind = config.bind;
     let cannot_bind = || format!("cannot bind udp {bind}");
     let buffers = config.shared.udp_buffers;
-    let mut socket = if bind.ip().is_unspecified() {
-        UdpSocket::bind_with_destinations(bind, buffers)
-    } else {
-        UdpSocket::bind(bind, false, buffers)
-    }
-    .map_err(Error::while_doing(cannot_bind))?;
+    let mut socket = UdpSocket::listen(bind, buffers).map_err(Error::while_doing(cannot_bind))?;
     frame
         .events
         .register(socket.source(), UDP, Interest::READABLE)

@@ -43,7 +43,7 @@ impl Sockets {
                     let second = second.filter(|second| !second_ports.contains(second));
                     second_ports.extend(second);
                     for address in [Some(*address), second].into_iter().flatten() {
-                        match bind(config, address) {
+                        match UdpSocket::listen(address, config.udp_buffers) {
                             Ok(socket) => opened.push(socket, None),
                             Err(error) if !config.listen_given && is_missing(&error) => {
                                 log::info!("not listening on udp {address}: {error}");
@@ -73,7 +73,8 @@ impl Sockets {
         for (ip, address) in [primary.ip(), other].into_iter().enumerate() {
             for (port, number) in [primary.port(), stun_port].into_iter().enumerate() {
                 let address = SocketAddr::new(address, number);
-                let socket = bind(config, address).map_err(|error| cannot(address, error))?;
+                let socket = UdpSocket::listen(address, config.udp_buffers)
+                    .map_err(|error| cannot(address, error))?;
                 self.push(socket, Some(Corner { first, ip, port }));
             }
         }
@@ -111,14 +112,6 @@ impl Sockets {
         let chosen = first + 2 * (ip ^ usize::from(change.ip)) + (port ^ usize::from(change.port));
         let address = self.sockets.get(chosen)?.local_addr().ok()?;
         Some((chosen, address))
-    }
-}
-
-fn bind(config: &Config, address: SocketAddr) -> io::Result<UdpSocket> {
-    if address.ip().is_unspecified() {
-        UdpSocket::bind_with_destinations(address, config.udp_buffers)
-    } else {
-        UdpSocket::bind(address, false, config.udp_buffers)
     }
 }
 

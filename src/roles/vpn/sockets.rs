@@ -32,7 +32,7 @@ impl Sockets {
         }
         if sockets.0.is_empty() {
             for address in addresses {
-                match bind(shared, *address) {
+                match UdpSocket::listen(*address, shared.udp_buffers) {
                     Ok(socket) => sockets.add(shared, socket),
                     Err(error) if !all_needed && is_missing(&error) => {
                         log::info!("not listening on udp {address}: {error}");
@@ -48,13 +48,14 @@ impl Sockets {
     }
 
     /// One of each family, on any port: a client may find its server over either. One of them will
-    /// do.
+    /// do. They are not asked to which address of this host the server's datagrams came: it changes
+    /// nothing, and would cost something for each.
     pub(super) fn any(shared: &SharedConfig) -> Result<Sockets, Error> {
         let mut sockets = Sockets(Vec::new());
         let mut failure = None;
         for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
             let address = SocketAddr::new(any, 0);
-            match bind(shared, address) {
+            match UdpSocket::bind(address, false, shared.udp_buffers) {
                 Ok(socket) => sockets.add(shared, socket),
                 Err(error) => failure = Some(cannot(address, error)),
             }
@@ -97,14 +98,6 @@ impl Sockets {
     /// Whether any of them sends runs of datagrams as one.
     pub(super) fn segments(&self) -> bool {
         self.0.iter().any(|socket| socket.segments())
-    }
-}
-
-fn bind(shared: &SharedConfig, address: SocketAddr) -> io::Result<UdpSocket> {
-    if address.ip().is_unspecified() {
-        UdpSocket::bind_with_destinations(address, shared.udp_buffers)
-    } else {
-        UdpSocket::bind(address, false, shared.udp_buffers)
     }
 }
 

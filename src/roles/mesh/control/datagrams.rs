@@ -124,7 +124,7 @@ impl Datagrams {
         let floor_ms = Some(floor_ms.unwrap_or(0).clamp(start_ms, limit_ms));
         let trust = if config.insecure_control { Trust::Anybody } else { Trust::Proof };
         for address in &config.control_addresses {
-            let socket = UdpSocket::bind_with_destinations(*address, Buffers::default())
+            let socket = UdpSocket::listen(*address, Buffers::default())
                 .map_err(|error| cannot(*address, error))?;
             log::info!("control on udp {address}");
             sockets.push(Socket::new(socket, trust, config));

@@ -56,9 +56,7 @@ impl UdpSocket {
     /// [`Received::destination`]: super::sys::mmsg::receive::Received::destination
     pub fn listen(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
         let socket = make(local, buffers)?;
-        if local.ip().is_unspecified() {
-            sockopt::report_destinations(&socket, local.is_ipv6())?;
-        }
+        tell_destinations(&socket, local)?;
         UdpSocket::bind_made(socket, local)
     }
 
@@ -70,7 +68,7 @@ impl UdpSocket {
     /// ip_route_output_key_hash_rcu(), net/ipv4/route.c; `IP6CB(skb)->iif` in ip6_rcv_core()).
     pub fn bind_for_this_host(local: SocketAddr, buffers: Buffers) -> io::Result<UdpSocket> {
         let socket = make(local, buffers)?;
-        sockopt::report_destinations(&socket, local.is_ipv6())?;
+        tell_destinations(&socket, local)?;
         // Before the socket has a port: nothing gets in earlier.
         socket.attach_filter(&over_loopback())?;
         UdpSocket::bind_made(socket, local)
@@ -78,13 +76,11 @@ impl UdpSocket {
 
     /// A bound socket that the service manager opened, as one of [`UdpSocket::listen`].
     pub fn adopt(socket: std::net::UdpSocket, buffers: Buffers) -> io::Result<UdpSocket> {
+        let local = socket.local_addr()?;
         let socket = Socket::from(socket);
         socket.set_nonblocking(true)?;
         set_buffers(&socket, buffers)?;
-        let local = socket.local_addr()?.as_socket();
-        if let Some(wildcard) = local.filter(|local| local.ip().is_unspecified()) {
-            sockopt::report_destinations(&socket, wildcard.is_ipv6())?;
-        }
+        tell_destinations(&socket, local)?;
         Ok(UdpSocket::made(socket))
     }
 
@@ -170,6 +166,14 @@ fn make(local: SocketAddr, buffers: Buffers) -> io::Result<Socket> {
     }
     set_buffers(&socket, buffers)?;
     Ok(socket)
+}
+
+/// Has received messages tell which address of this host they were sent to, if `local` leaves that open.
+fn tell_destinations(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    if local.ip().is_unspecified() {
+        sockopt::report_destinations(socket, local.is_ipv6())?;
+    }
+    Ok(())
 }
 
 fn set_buffers(socket: &Socket, buffers: Buffers) -> io::Result<()> {

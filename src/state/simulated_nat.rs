@@ -1,6 +1,7 @@
 //! A NAT for tests, of the kinds that a Linux host makes with nftables.
 
 use super::seeded::Seeded;
+use crate::wire::peer::Dependence;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -15,22 +16,39 @@ pub(crate) enum NatKind {
     /// Port-restricted cone: `masquerade`, and what comes unasked is dropped.
     Port,
     /// `masquerade` whose input is open: what comes unasked takes its tuple, and the inside host's
-    /// own datagram to there then gets another port.
+    /// own datagram to there then gets another port, as do all that it sends to other places later.
     OpenInput,
     /// `masquerade random`: a random port for each remote endpoint.
     Symmetric,
+    /// The same, and what comes unasked takes its tuple.
+    SymmetricOpenInput,
     /// A random port for each remote address; filtering by address and port.
     SymmetricByAddress,
 }
 
-pub(crate) const KINDS: [NatKind; 6] = [
+pub(crate) const KINDS: [NatKind; 7] = [
     NatKind::Full,
     NatKind::Address,
     NatKind::Port,
     NatKind::OpenInput,
     NatKind::Symmetric,
+    NatKind::SymmetricOpenInput,
     NatKind::SymmetricByAddress,
 ];
+
+impl NatKind {
+    /// Of its mapping and of its filtering, in the words of RFC 4787.
+    pub(crate) fn behaviour(self) -> (Dependence, Dependence) {
+        use Dependence::{Address, AddressAndPort, None};
+        match self {
+            NatKind::Full => (None, None),
+            NatKind::Address => (None, Address),
+            NatKind::Port | NatKind::OpenInput => (None, AddressAndPort),
+            NatKind::Symmetric | NatKind::SymmetricOpenInput => (AddressAndPort, AddressAndPort),
+            NatKind::SymmetricByAddress => (Address, AddressAndPort),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Mapping {
@@ -49,6 +67,9 @@ pub(crate) struct SimulatedNat {
     /// By public port.
     mappings: HashMap<u16, Vec<Mapping>>,
     ports: HashMap<(SocketAddr, SocketAddr), u16>,
+    /// The public port that an inside endpoint was given last, which Linux tries first the next time
+    /// (`find_appropriate_src` in nf_nat_core.c; not for `masquerade random`).
+    latest: HashMap<SocketAddr, u16>,
     /// What came unasked: from where, to which port.
     own: HashMap<(SocketAddr, u16), Instant>,
     random: Seeded,
@@ -62,6 +83,7 @@ impl SimulatedNat {
             lifetime: Duration::from_secs(30),
             mappings: HashMap::new(),
             ports: HashMap::new(),
+            latest: HashMap::new(),
             own: HashMap::new(),
             random: Seeded::new(seed),
         }
@@ -71,6 +93,7 @@ impl SimulatedNat {
     pub(crate) fn flush(&mut self) {
         self.mappings.clear();
         self.ports.clear();
+        self.latest.clear();
         self.own.clear();
     }
 
@@ -98,7 +121,7 @@ impl SimulatedNat {
             all.retain(|mapping| (mapping.inside, mapping.remote) != (inside, remote));
         }
         let mut port = match self.kind {
-            NatKind::Symmetric => self.random_port(),
+            NatKind::Symmetric | NatKind::SymmetricOpenInput => self.random_port(),
             NatKind::SymmetricByAddress => {
                 let known = self.ports.iter().find(|((from, to), port)| {
                     (*from, to.ip()) == (inside, remote.ip())
@@ -112,12 +135,21 @@ impl SimulatedNat {
                 let known = known.map(|(_, port)| *port);
                 known.unwrap_or_else(|| self.random_port())
             }
-            _ => inside.port(),
+            _ => {
+                let latest = self.latest.get(&inside).copied().filter(|port| {
+                    let all = self.mappings.get(port);
+                    all.is_some_and(|all| {
+                        all.iter().any(|mapping| mapping.inside == inside && mapping.expires > now)
+                    })
+                });
+                latest.unwrap_or(inside.port())
+            }
         };
         while self.is_taken(port, remote, now) {
             port = self.random_port();
         }
         self.ports.insert((inside, remote), port);
+        self.latest.insert(inside, port);
         self.mappings.entry(port).or_default().push(Mapping { inside, remote, expires });
         SocketAddr::new(self.public, port)
     }
@@ -144,7 +176,7 @@ impl SimulatedNat {
             mapping.expires = now + lifetime;
             return Some(mapping.inside);
         }
-        if kind == NatKind::OpenInput {
+        if matches!(kind, NatKind::OpenInput | NatKind::SymmetricOpenInput) {
             self.own.insert((remote, port), now + lifetime);
         }
         None

@@ -146,17 +146,6 @@ impl World {
     }
 }
 
-fn expected(kind: NatKind) -> (Dependence, Dependence) {
-    use Dependence::{Address, AddressAndPort, None};
-    match kind {
-        NatKind::Full => (None, None),
-        NatKind::Address => (None, Address),
-        NatKind::Port | NatKind::OpenInput => (None, AddressAndPort),
-        NatKind::Symmetric => (AddressAndPort, AddressAndPort),
-        NatKind::SymmetricByAddress => (Address, AddressAndPort),
-    }
-}
-
 #[test]
 fn each_kind_of_nat_is_recognised() {
     for kind in KINDS {
@@ -164,7 +153,7 @@ fn each_kind_of_nat_is_recognised() {
             let mut world = World { hairpins, ..World::behind(kind) };
             // The second name of the server is its other address: it must not be asked too early.
             let report = world.detect(&[FIRST, SECOND, SECOND_OTHER_PORT], None);
-            assert_eq!((report.mapping, report.filtering), expected(kind), "{kind:?}");
+            assert_eq!((report.mapping, report.filtering), kind.behaviour(), "{kind:?}");
             assert_eq!(report.is_translated(), Some(true));
             assert_eq!(report.public.unwrap().ip().to_string(), PUBLIC);
             // A symmetric NAT has another mapping for the own public endpoint.
@@ -183,7 +172,7 @@ fn a_lossy_network_changes_nothing() {
             let mut world =
                 World { loss_percent: 5, random: Seeded::new(seed), ..World::behind(kind) };
             let report = world.detect(&[FIRST], None);
-            assert_eq!((report.mapping, report.filtering), expected(kind), "{kind:?} {seed}");
+            assert_eq!((report.mapping, report.filtering), kind.behaviour(), "{kind:?} {seed}");
         }
     }
 }

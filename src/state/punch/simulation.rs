@@ -6,7 +6,6 @@ use super::interface::{Action, Config, EXTRA_SOCKET_FIRST, Families, Introductio
 use super::prospects::NatFacts;
 use crate::state::seeded::Seeded;
 use crate::state::simulated_nat::{NatKind, SimulatedNat};
-use crate::wire::peer::Dependence;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -94,13 +93,7 @@ pub(super) struct World {
 }
 
 pub(super) fn facts(kind: NatKind, tries_hard: bool) -> NatFacts {
-    let (mapping, filtering) = match kind {
-        NatKind::Full => (Dependence::None, Dependence::None),
-        NatKind::Address => (Dependence::None, Dependence::Address),
-        NatKind::Port | NatKind::OpenInput => (Dependence::None, Dependence::AddressAndPort),
-        NatKind::SymmetricByAddress => (Dependence::Address, Dependence::AddressAndPort),
-        NatKind::Symmetric => (Dependence::AddressAndPort, Dependence::AddressAndPort),
-    };
+    let (mapping, filtering) = kind.behaviour();
     NatFacts { mapping, filtering, tries_hard }
 }
 

@@ -84,9 +84,39 @@ fn the_grid_with_hard_probing() {
                 assert!(world.is_relayed(), "{kinds:?} {seed}");
             }
         }
-        // An open input spoils half of the meetings: one in 60 attempts fails, else one in 3,400.
-        let allowed = if kinds.contains(&NatKind::OpenInput) { 2 } else { 0 };
+        // An open input spoils half of the meetings: one attempt in 58 fails, else one in 9,300.
+        // Two of them leave those whose pings meet on the way.
+        let is_open =
+            |kind: &&NatKind| matches!(kind, NatKind::OpenInput | NatKind::SymmetricOpenInput);
+        let allowed = match kinds.iter().filter(is_open).count() {
+            0 => 0,
+            1 => 2,
+            _ => continue,
+        };
         assert!(failed.len() <= allowed, "{kinds:?}: {failed:?}");
+    }
+}
+
+/// Without an open input one attempt in 9,300 fails, with one, on either side, one in 58.
+#[test]
+fn an_open_input_costs_one_hard_attempt_in_fifty() {
+    const ATTEMPTS: u64 = 300;
+    for (kinds, allowed) in [
+        ([NatKind::Port, NatKind::Symmetric], 0),
+        ([NatKind::OpenInput, NatKind::Symmetric], ATTEMPTS / 25),
+        ([NatKind::Port, NatKind::SymmetricOpenInput], ATTEMPTS / 25),
+    ] {
+        let mut direct = 0;
+        for seed in 0..ATTEMPTS {
+            let mut world = World::new(Setting {
+                tries_hard: true,
+                delay: Duration::from_millis(20),
+                ..Setting::new(kinds, seed)
+            });
+            world.run(Duration::from_secs(25));
+            direct += u64::from(world.is_direct());
+        }
+        assert!(ATTEMPTS - direct <= allowed, "{kinds:?}: {direct} of {ATTEMPTS}");
     }
 }
 
@@ -152,9 +182,10 @@ fn a_hard_path_that_breaks_is_found_again_and_leaks_no_socket() {
     }
 }
 
-/// With two open inputs whichever ping is first spoils each meeting.
+/// The late start has given the main socket behind the open input another port. Where that is the
+/// side that scans, the attempt is in vain; the next introduction cures it.
 #[test]
-fn one_open_input_and_a_late_start_are_cured_by_hard_probing_too() {
+fn one_open_input_and_a_late_start_are_cured_by_hard_probing_every_other_time() {
     for kinds in [[NatKind::Port, NatKind::OpenInput], [NatKind::OpenInput, NatKind::Port]] {
         let mut direct = 0;
         for seed in 0..SEEDS {
@@ -167,8 +198,10 @@ fn one_open_input_and_a_late_start_are_cured_by_hard_probing_too() {
             world.run(Duration::from_secs(26));
             direct += u64::from(world.is_direct());
             assert!(world.is_direct() || world.is_relayed(), "{kinds:?} {seed}");
+            world.run(Duration::from_secs(75));
+            assert!(world.is_direct(), "{kinds:?} {seed}");
         }
-        assert!(direct >= SEEDS - 2, "{kinds:?}: {direct}");
+        assert!(direct >= SEEDS / 4, "{kinds:?}: {direct}");
     }
 }
 

@@ -26,11 +26,11 @@ const SCANNED_BEFORE: u32 = 1_024;
 /// 11.5 s.
 const PING_GAP: Duration = Duration::from_millis(5);
 /// When the sockets ping first: the time of [`SCANNED_BEFORE`] pings.
-const OPENING_AFTER: Duration = Duration::from_millis(5 * SCANNED_BEFORE as u64);
+const OPENING_AFTER: Duration = PING_GAP.saturating_mul(SCANNED_BEFORE);
 /// All ping twice more, for what was lost.
 const ROUNDS: u32 = 3;
 /// The time of the scan, and a second for the last answers.
-const LASTS: Duration = Duration::from_millis(5 * SCANNED_MAX as u64 + 1_000);
+const LASTS: Duration = PING_GAP.saturating_mul(SCANNED_MAX).saturating_add(Duration::from_secs(1));
 /// After a late poll no more than 20 pings go at once.
 const LATE_MAX: Duration = Duration::from_millis(100);
 /// Ports below are not for clients; NATs give them to nobody who has not such a port himself
@@ -63,8 +63,7 @@ pub(super) struct Birthday {
 }
 
 impl Birthday {
-    /// Begins now. `target` is the other's endpoint as the server sees it, IPv4; `first_socket` the
-    /// index of the first of the extra sockets.
+    /// Begins now. `target` is the other's endpoint as the server sees it, IPv4.
     pub(super) fn new(side: Side, target: SocketAddr, random: &mut Seeded, now: Instant) -> Self {
         // 64,512 = 2^10 * 3^2 * 7.
         let step = loop {

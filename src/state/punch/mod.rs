@@ -8,7 +8,7 @@
 //! introduced -> probing -> path found -> settles for a second -> kept: a ping each 15 s
 //!                  |                                                |
 //!                  | 2 s: over the relay meanwhile                  | 45 s of silence: call, probe anew
-//!                  | 10 s (birthday probing: up to 24 s)            v
+//!                  | 10 s (birthday probing: up to 23 s)            v
 //!                  +-> given up: call again each minute -> introduced ...
 //! ```
 

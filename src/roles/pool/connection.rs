@@ -121,8 +121,6 @@ impl Connection {
             return;
         };
         log::debug!("connection {}: up in session {session}", self.address);
-        self.shared.counters.connections_up.increment();
-        self.shared.counters.connections.add(1);
         let link = Link::new(
             Arc::clone(&self.shared),
             self.stream,
@@ -134,7 +132,6 @@ impl Connection {
         .with_read_ahead(read_ahead);
         let orders = self.orders;
         let end = link.serve(&mut self.events, || orders.is_closed()).end;
-        self.shared.counters.connections.add(-1);
         self.shared.counters.link_down(&end);
         match end {
             LinkEnd::Failed(error) => {
@@ -246,11 +243,12 @@ impl Connection {
             self.events.wait(None).ok()?;
             // Whatever the stream says meanwhile, the link looks at it first of all.
             while self.events.next_ready().is_some() {}
-            if self.orders.is_closed() {
-                return None;
-            }
+            // First: what was counted as up goes down with a reason.
             if let Some(begin) = self.orders.drain().next() {
                 return Some(begin);
+            }
+            if self.orders.is_closed() {
+                return None;
             }
         }
     }

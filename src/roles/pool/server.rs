@@ -243,9 +243,12 @@ impl Server {
         self.connections_leaving -= usize::from(handle.is_leaving);
         // A panic has been logged.
         let _ = handle.thread.join();
-        let owner = handle
-            .session
-            .and_then(|serial| self.sessions.values_mut().find(|owner| owner.serial == serial));
+        let Some(serial) = handle.session else {
+            return;
+        };
+        // Not sooner: who sees that there are fewer finds room for another one.
+        self.shared.counters.connections.add(-1);
+        let owner = self.sessions.values_mut().find(|owner| owner.serial == serial);
         if let Some(owner) = owner {
             owner.orders.remove(connection);
             if owner.orders.connections() == 0 {

@@ -129,6 +129,8 @@ impl Server {
             self.shared.counters.reconnects.increment();
         }
         handle.session = Some(owner.serial);
+        self.shared.counters.connections_up.increment();
+        self.shared.counters.connections.add(1);
         // Only now: the target's answer to the first datagram must find the connection. One that
         // has ended meanwhile says so itself.
         let _ = handle.orders.send(begin);

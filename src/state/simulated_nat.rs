@@ -125,24 +125,17 @@ impl SimulatedNat {
             NatKind::SymmetricByAddress => {
                 let known = self.ports.iter().find(|((from, to), port)| {
                     (*from, to.ip()) == (inside, remote.ip())
-                        && self.mappings.get(port).is_some_and(|all| {
-                            all.iter().any(|mapping| {
-                                (mapping.inside, mapping.remote) == (*from, *to)
-                                    && mapping.expires > now
-                            })
+                        && self.is_mapped(**port, now, |mapping| {
+                            (mapping.inside, mapping.remote) == (*from, *to)
                         })
                 });
                 let known = known.map(|(_, port)| *port);
                 known.unwrap_or_else(|| self.random_port())
             }
             _ => {
-                let latest = self.latest.get(&inside).copied().filter(|port| {
-                    let all = self.mappings.get(port);
-                    all.is_some_and(|all| {
-                        all.iter().any(|mapping| mapping.inside == inside && mapping.expires > now)
-                    })
-                });
-                latest.unwrap_or(inside.port())
+                let is_live =
+                    |port: &u16| self.is_mapped(*port, now, |mapping| mapping.inside == inside);
+                self.latest.get(&inside).copied().filter(is_live).unwrap_or(inside.port())
             }
         };
         while self.is_taken(port, remote, now) {
@@ -184,9 +177,13 @@ impl SimulatedNat {
 
     fn is_taken(&self, port: u16, remote: SocketAddr, now: Instant) -> bool {
         self.own.get(&(remote, port)).is_some_and(|expires| *expires > now)
-            || self.mappings.get(&port).is_some_and(|all| {
-                all.iter().any(|mapping| mapping.remote == remote && mapping.expires > now)
-            })
+            || self.is_mapped(port, now, |mapping| mapping.remote == remote)
+    }
+
+    /// Whether the public port has such a mapping that lives.
+    fn is_mapped(&self, port: u16, now: Instant, such: impl Fn(&Mapping) -> bool) -> bool {
+        let all = self.mappings.get(&port).into_iter().flatten();
+        all.filter(|mapping| mapping.expires > now).any(such)
     }
 
     fn random_port(&mut self) -> u16 {

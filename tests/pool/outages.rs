@@ -172,6 +172,10 @@ fn stand_still(stands: impl Fn(&Side, &Side) -> i32) {
     std::thread::scope(|scope| {
         let pumps: Vec<_> = (0..2).map(|_| scope.spawn(|| pump(client.address, &stop))).collect();
         client.await_at_least("datagrams_total{direction=\"to-udp\"}", 1000);
+        // What is still being set up is not lost: it is tried again.
+        for side in [&server, &client] {
+            side.await_metric("connections", 8 * 3);
+        }
         let before = [&server, &client].map(|side| side.service.status("VmRSS"));
         pause(pid);
         // The load goes on; nothing tells when 5 s of it are over but the clock.

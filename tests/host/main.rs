@@ -8,8 +8,8 @@ mod support;
 
 use std::net::IpAddr;
 use std::path::Path;
-use support::Scratch;
 use support::kernel::{in_own_namespaces, run};
+use support::{Scratch, await_some};
 use udpferry::net::netlink::route::{Hop, MAIN, Route};
 use udpferry::net::netlink::rule::Rule;
 use udpferry::net::netlink::{Netlink, Network};
@@ -42,6 +42,14 @@ fn make_links() {
     ] {
         run("ip", &line.split(' ').collect::<Vec<_>>());
     }
+    // The kernel tells itself of a carrier a moment later, and its routes say so.
+    let has_carrier = || {
+        let routes = run("sh", &["-c", "ip route show table all; ip -6 route show table all"]);
+        let down =
+            routes.lines().any(|line| line.contains("dev eth0") && line.contains("linkdown"));
+        (!down && routes.contains("local 2001:db8:1::2")).then_some(())
+    };
+    await_some(has_carrier).expect("eth0 gets no carrier");
 }
 
 /// Everything that a host set-up changes.

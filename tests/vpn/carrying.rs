@@ -20,10 +20,10 @@ fn both_families_both_ways_and_counted_to_the_byte() {
     let client = hosts.connected(&[SERVER]);
     assert_eq!(inner_ipv4(), "10.0.0.1/24");
     // 20 of IP, 8 of ICMP, 1,000 of data; 40 + 8 + 500.
-    assert!(pings(true, "-c 10 -s 1000 10.0.0.2"));
-    assert!(pings(true, "-c 4 -s 500 fd00::2"));
-    assert!(pings(false, "-c 3 -s 1000 10.0.0.1"));
-    assert!(pings(false, "-c 2 -s 500 fd00::1"));
+    assert!(pings(true, 10, "-s 1000 10.0.0.2"));
+    assert!(pings(true, 4, "-s 500 fd00::2"));
+    assert!(pings(false, 3, "-s 1000 10.0.0.1"));
+    assert!(pings(false, 2, "-s 500 fd00::1"));
     let status = hosts.ask(&["status", "--json"], "server");
     let status = String::from_utf8(status.stdout).unwrap();
     let expected = 13 * 1028 + 6 * 548;
@@ -31,9 +31,9 @@ fn both_families_both_ways_and_counted_to_the_byte() {
         assert_eq!(number(&status, packets), 19, "{status}");
         assert_eq!(number(&status, bytes), expected, "{status}");
     }
-    assert!(pings(true, "-c 2 -s 1444 -M do 10.0.0.2"), "an MTU of 1472");
-    assert!(!pings(true, "-c 1 -s 1445 -M do 10.0.0.2"));
-    assert!(pings(true, "-c 2 -s 9000 10.0.0.2"), "in fragments");
+    assert!(pings(true, 2, "-s 1444 -M do 10.0.0.2"), "an MTU of 1472");
+    assert!(!pings(true, 1, "-s 1445 -M do 10.0.0.2"));
+    assert!(pings(true, 2, "-s 9000 10.0.0.2"), "in fragments");
     assert!(client.stop().0.success());
     server.await_log("said goodbye");
     assert_eq!(hosts.metric("udpferry_vpn_clients"), 0);
@@ -53,8 +53,8 @@ fn over_ipv6_with_fixed_addresses() {
     let _client = hosts.connected(&[&["[2001:db8::1]:5555"], &fixed[..]].concat());
     assert_eq!(inner_ipv4(), "10.0.0.9/24");
     assert!(run_on_c("ip link show vpnc").contains("mtu 1452"));
-    assert!(pings(true, "-c 3 10.0.0.2") && pings(true, "-c 3 fd00::2"));
-    assert!(pings(false, "-c 3 10.0.0.9") && pings(false, "-c 3 fd00::9"));
+    assert!(pings(true, 3, "10.0.0.2") && pings(true, 3, "fd00::2"));
+    assert!(pings(false, 3, "10.0.0.9") && pings(false, 3, "fd00::9"));
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_client_that_moves_keeps_its_addresses() {
     run_on_c("ip addr del 192.0.2.2/24 dev eth0");
     server.await_log("moved from 192.0.2.2:");
     await_ping("10.0.0.2");
-    assert!(pings(false, "-c 3 10.0.0.1"), "the server finds it there");
+    assert!(pings(false, 3, "10.0.0.1"), "the server finds it there");
     assert_eq!(inner_ipv4(), "10.0.0.1/24");
     assert_eq!(hosts.metric("udpferry_vpn_clients"), 1);
     assert_eq!(hosts.metric("udpferry_vpn_clients_entered_total"), 1);
@@ -126,7 +126,7 @@ fn without_offload_on_either_side() {
     let hosts = Hosts::new();
     let _server = hosts.server(&["--no-offload"]);
     let _client = hosts.connected(&[SERVER, "--no-offload"]);
-    assert!(pings(true, "-c 3 -s 1444 10.0.0.2") && pings(false, "-c 3 fd00::1"));
+    assert!(pings(true, 3, "-s 1444 10.0.0.2") && pings(false, 3, "fd00::1"));
     let status = hosts.ask(&["status"], "server");
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.contains("none on the device, none on the sockets"), "{status}");

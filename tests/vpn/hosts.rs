@@ -133,19 +133,21 @@ pub(crate) fn run_on_c(line: &str) -> String {
     run("ip", &words.split(' ').collect::<Vec<_>>())
 }
 
-/// Whether pings come back, all of them.
-pub(crate) fn pings(on_c: bool, line: &str) -> bool {
+/// Whether so many pings come back, all of them. A process for each: once ping has had an answer it
+/// waits hardly longer for the last one than it took.
+pub(crate) fn pings(on_c: bool, count: usize, line: &str) -> bool {
     let (program, before): (&str, &[&str]) =
         if on_c { ("ip", &["netns", "exec", "c", "ping"]) } else { ("ping", &[]) };
-    let mut command = Command::new(program);
-    command.args(before).args(["-q", "-W", "2", "-i", "0.05"]).args(line.split(' '));
-    let output = command.output().unwrap();
-    output.status.success() && String::from_utf8_lossy(&output.stdout).contains(" 0% packet loss")
+    (0..count).all(|_| {
+        let mut command = Command::new(program);
+        command.args(before).args(["-q", "-W", "2", "-c", "1"]).args(line.split(' '));
+        command.output().unwrap().status.success()
+    })
 }
 
 /// Waits until a ping from the other host comes back.
 pub(crate) fn await_ping(address: &str) {
-    await_some(|| pings(true, &format!("-c 1 {address}")).then_some(()))
+    await_some(|| pings(true, 1, address).then_some(()))
         .unwrap_or_else(|| panic!("{address} is out of reach"));
 }
 

@@ -98,7 +98,7 @@ fn a_status_names_what_an_operator_wants_to_know() {
     let hosts = Hosts::new();
     let _server = hosts.server(&["--nat", "--out-interface=s0", "--allow-from=192.0.2.0/24"]);
     let _client = hosts.connected(&[SERVER]);
-    assert!(pings(true, "-c 3 10.0.0.2"));
+    assert!(pings(true, 3, "10.0.0.2"));
     let server = said(&hosts.ask(&["status"], "server"));
     for part in [
         "vpns: server",

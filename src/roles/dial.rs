@@ -261,14 +261,14 @@ fn advise(cause: &str, certificate: Option<&Summary>, name: &str, words: &TlsWor
     advice
 }
 
-/// Names the protocol that a server's first bytes look like.
-pub fn recognise(bytes: &[u8], tls_advice: &str) -> String {
+/// Names the protocol that a server's first bytes look like, and what to do about it.
+pub fn recognise<'a>(bytes: &[u8], tls_advice: &'a str) -> (String, &'a str) {
     match known(bytes) {
-        Some(TLS) => format!("{TLS}; {tls_advice}"),
-        Some(known) => known.to_owned(),
+        Some(TLS) => (TLS.to_owned(), tls_advice),
+        Some(known) => (known.to_owned(), WRONG_PORT),
         None => {
             let shown = &bytes[..bytes.len().min(16)];
-            format!("it says \"{}\"", shown.escape_ascii())
+            (format!("it says \"{}\"", shown.escape_ascii()), WRONG_PORT)
         }
     }
 }
@@ -279,6 +279,7 @@ pub fn is_known(bytes: &[u8]) -> bool {
 }
 
 const TLS: &str = "it speaks TLS";
+const WRONG_PORT: &str = "Is this the right port?";
 
 fn known(bytes: &[u8]) -> Option<&'static str> {
     let known: [(&[u8], &str); 4] = [
@@ -347,8 +348,10 @@ mod tests {
 
     #[test]
     fn protocols_are_told_by_their_first_bytes() {
-        assert_eq!(recognise(b"SSH-2.0-x", ""), "it is an SSH server");
-        assert_eq!(recognise(&[0x15, 3, 3, 0, 2], "try it"), "it speaks TLS; try it");
-        assert_eq!(recognise(b"\x00\x01hello", ""), "it says \"\\x00\\x01hello\"");
+        let recognised = |bytes: &[u8]| recognise(bytes, "Try TLS.");
+        assert_eq!(recognised(b"SSH-2.0-x"), ("it is an SSH server".to_owned(), WRONG_PORT));
+        assert_eq!(recognised(&[0x15, 3, 3, 0, 2]), ("it speaks TLS".to_owned(), "Try TLS."));
+        let said = "it says \"\\x00\\x01hello\"";
+        assert_eq!(recognised(b"\x00\x01hello"), (said.to_owned(), WRONG_PORT));
     }
 }

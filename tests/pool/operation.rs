@@ -176,7 +176,7 @@ fn verbosity_says_how_much() {
         let port = free_port();
         let metrics = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = Command::new(UDPFERRY);
-        command.args(["pool", "server", PLAIN, "--handshake-timeout=0.1", "-a", "127.0.0.1"]);
+        command.args(["pool", "server", PLAIN, "-a", "127.0.0.1"]);
         command.args(["-p", &port.to_string(), "-l", log.to_str().unwrap()]).args(level);
         command.arg(format!("--metrics={metrics}"));
         command.args(["127.0.0.1", &echo.address.port().to_string()]);
@@ -184,8 +184,8 @@ fn verbosity_says_how_much() {
         let address = ([127, 0, 0, 1], port).into();
         drop(crate::support::programs::await_listener(address));
         Raw::join(address, new_session()).echo(b"debug and info");
-        // Timed out, or hung up: a warning.
-        assert!(Raw::connect(address).is_closed());
+        // One that hangs up before it has said who it is: a warning.
+        drop(Raw::connect(address));
         let said = || std::fs::read_to_string(&log).unwrap();
         let all = await_some(|| {
             let said = said();

@@ -144,17 +144,18 @@ fn banner(text: &'static [u8]) -> (SocketAddr, JoinHandle<()>) {
 
 #[test]
 fn other_protocols_are_recognised() {
-    let banners: [(&[u8], &str); 4] = [
-        (b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n", "it is an SSH server"),
-        (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "it is an HTTP server"),
-        (b"220 mail.example.net ESMTP\r\n", "it says \"220 mail.example"),
-        (&[0x15, 3, 3, 0, 2, 2, 70], "it speaks TLS; try --tls"),
+    let port = "Is this the right port?";
+    let banners: [(&[u8], &str, &str); 4] = [
+        (b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n", "it is an SSH server", port),
+        (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "it is an HTTP server", port),
+        (b"220 mail.example.net ESMTP\r\n", "it says \"220 mail.example", port),
+        (&[0x15, 3, 3, 0, 2, 2, 70], "it speaks TLS", "try --tls"),
     ];
-    for (text, meaning) in banners {
+    for (text, meaning, advice) in banners {
         let (address, thread) = banner(text);
         let verdict = check(&address.to_string(), &["--timeout=500ms"]);
         let what = format!("what answers does not speak udpgw: {meaning}");
-        verdict.fails(&what, &["Is this the right port?"]);
+        verdict.fails(&what, &[advice]);
         thread.join().unwrap();
     }
 }

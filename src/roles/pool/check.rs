@@ -156,10 +156,10 @@ fn judge(
             Err(report.failed(&format!("the connection failed: {}", in_plain_words(&text)), advice))
         }
         Err(NoReply::OtherProtocol(bytes)) => {
-            let what = recognise(&bytes, "try without --no-tls");
+            let (what, advice) = recognise(&bytes, "The server expects TLS: try without --no-tls.");
             Err(report.failed(
                 &format!("what answers does not speak the pool's protocol: {what}"),
-                &["Is this the right port?"],
+                &[advice],
             ))
         }
     }

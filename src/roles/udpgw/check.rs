@@ -199,10 +199,10 @@ fn examine(
             let text = in_plain_words(&error.to_string());
             Err(report.failed(&format!("the connection failed: {text}"), advice))
         }
-        Err(NoReply::OtherProtocol(bytes)) => Err(report.failed(
-            &format!("what answers does not speak udpgw: {}", recognise(&bytes, "try --tls")),
-            &["Is this the right port?"],
-        )),
+        Err(NoReply::OtherProtocol(bytes)) => {
+            let (what, advice) = recognise(&bytes, "The server expects TLS: try --tls.");
+            Err(report.failed(&format!("what answers does not speak udpgw: {what}"), &[advice]))
+        }
         Err(NoReply::TimedOut) => Err(no_reply(plan, &mut probe, &report)),
     }
 }

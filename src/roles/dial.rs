@@ -6,6 +6,8 @@ use crate::net::certificate::{Summary, summarize};
 use crate::net::tls::{ClientTrust, connector};
 use crate::net::tls_failure::in_plain_words;
 use crate::runtime::clock;
+use crate::runtime::signals::uninterrupted;
+use native_tls::HandshakeError;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -53,10 +55,22 @@ impl Dial {
     ) -> Result<Option<Summary>, String> {
         let connector = connector(trust).map_err(|error| error.to_string())?;
         let socket = self.socket.try_clone().map_err(|error| error.to_string())?;
-        let stream = connector.connect(name, socket).map_err(|error| match error {
-            native_tls::HandshakeError::Failure(error) => error.to_string(),
-            native_tls::HandshakeError::WouldBlock(_) => NO_ANSWER.to_owned(),
-        })?;
+        let deadline = clock::now() + self.timeout;
+        let mut shaken = connector.connect(name, BelowTls(socket));
+        let stream = loop {
+            match shaken {
+                Ok(stream) => break stream,
+                Err(HandshakeError::Failure(error)) => return Err(error.to_string()),
+                Err(HandshakeError::WouldBlock(half)) => {
+                    let left = clock::until(deadline, clock::now());
+                    if left.is_zero() {
+                        return Err(NO_ANSWER.to_owned());
+                    }
+                    self.socket.set_read_timeout(Some(left)).map_err(|error| error.to_string())?;
+                    shaken = half.handshake();
+                }
+            }
+        };
         let certificate = stream.peer_certificate().ok().flatten();
         self.stream = Box::new(stream);
         Ok(certificate.and_then(|shown| shown.to_der().ok()).and_then(|der| summarize(&der).ok()))
@@ -79,13 +93,38 @@ impl Dial {
                 Ok(0) => Err(NoBytes::Closed),
                 Ok(len) => Ok(len),
                 Err(error) => Err(match error.kind() {
-                    io::ErrorKind::Interrupted => continue,
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => NoBytes::TimedOut,
+                    io::ErrorKind::Interrupted
+                    | io::ErrorKind::WouldBlock
+                    | io::ErrorKind::TimedOut => continue,
                     io::ErrorKind::ConnectionReset => NoBytes::Closed,
                     _ => NoBytes::Failed(error),
                 }),
             };
         }
+    }
+}
+
+/// A socket below TLS, whose library takes an interrupted call for the end; one that would block may be
+/// made again.
+#[derive(Debug)]
+struct BelowTls(TcpStream);
+
+impl Read for BelowTls {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.read(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => io::ErrorKind::WouldBlock.into(),
+            _ => error,
+        })
+    }
+}
+
+impl Write for BelowTls {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        uninterrupted(|| self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

@@ -163,7 +163,7 @@ impl Service {
         let mut message = [0; 256];
         let deadline = clock::now() + PATIENCE;
         loop {
-            match ready.recv(&mut message) {
+            match signals::uninterrupted(|| ready.recv(&mut message)) {
                 Ok(len) if message[..len].starts_with(b"READY=1") => return Ok(service),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -34,6 +34,17 @@ pub fn start(command: &mut Command) -> io::Result<Child> {
     child
 }
 
+/// Makes a blocking call again that was interrupted. One with a time limit is, even though no handler runs, when
+/// the process was stopped (Ctrl-Z, a debugger) and goes on (signal(7), on `SO_RCVTIMEO`).
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// Kills a child that has not been waited for yet.
 pub fn kill(child: u32) {
     if let Ok(id) = i32::try_from(child) {
@@ -136,6 +147,15 @@ mod tests {
     use super::*;
     use crate::runtime::event_loop::EventLoop;
     use signal_hook::low_level::raise;
+
+    #[test]
+    fn an_interrupted_call_is_made_again_and_no_other() {
+        let mut results =
+            [Err(io::ErrorKind::Interrupted), Err(io::ErrorKind::Interrupted), Ok(7)].into_iter();
+        assert_eq!(uninterrupted(|| Ok(results.next().unwrap()?)).unwrap(), 7);
+        let error = uninterrupted::<()>(|| Err(io::ErrorKind::WouldBlock.into())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 
     // One test: the signals are the process's.
     #[test]

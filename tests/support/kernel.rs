@@ -38,12 +38,17 @@ pub fn in_own_namespaces(test: &str) -> bool {
 /// Stops a process, and waits until it stands: kill(2) returns before that.
 pub fn pause(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    await_state(pid, 'T');
+}
+
+/// Waits until the process's main thread sleeps (`S`) or stands still (`T`).
+pub fn await_state(pid: i32, state: char) {
     // proc(5): the state is the first field behind the name, which is in parentheses.
-    let stands = || {
+    let has_it = || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit(')').next().unwrap().trim_start().starts_with('T').then_some(())
+        stat.rsplit(')').next().unwrap().trim_start().starts_with(state).then_some(())
     };
-    await_some(stands).expect("the process does not stop");
+    await_some(has_it).unwrap_or_else(|| panic!("the process does not come to state {state}"));
 }
 
 /// Lets a stopped process go on.

@@ -1,13 +1,14 @@
 //! `udpferry check udpgw` against servers that work and servers that do not.
 
+use crate::support::kernel::{await_state, go_on, pause};
 use crate::support::pki::{Issued, authority};
 use crate::support::programs::{Process, program};
 use crate::support::{
-    Echo, Gateway, PATIENCE, Scratch, Service, await_some, free_port, remote, run,
+    Echo, Gateway, PATIENCE, Scratch, Service, UDPFERRY, await_some, free_port, remote, run,
 };
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
 
 /// What a check said on standard output, and its exit code.
@@ -17,7 +18,10 @@ struct Verdict {
 }
 
 fn check(target: &str, args: &[&str]) -> Verdict {
-    let output = run(&[&["check", "udpgw", target][..], args].concat());
+    verdict(target, run(&[&["check", "udpgw", target][..], args].concat()))
+}
+
+fn verdict(target: &str, output: Output) -> Verdict {
     let said = String::from_utf8(output.stdout).unwrap();
     let complaint = String::from_utf8(output.stderr).unwrap();
     match output.status.code() {
@@ -184,6 +188,23 @@ fn a_silent_server_is_silent() {
     let stopped = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = stopped.local_addr().unwrap().to_string();
     check(&address, &["--timeout=200ms", "--tls"]).fails("no answer in time", &[]);
+}
+
+#[test]
+fn a_check_that_was_stopped_goes_on() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let mut command = Command::new(UDPFERRY);
+    command.args(["check", "udpgw", &address, "--timeout=1", "--tls"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    // It has begun the handshake, and waits.
+    let (mut stream, _) = silent.accept().unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
+    await_state(pid, 'S');
+    pause(pid);
+    go_on(pid);
+    verdict(&address, child.wait_with_output().unwrap()).fails("no answer in time", &[]);
 }
 
 #[test]

@@ -274,7 +274,8 @@ fn sockets_of_the_service_manager_are_taken() {
 fn the_selftest_has_a_row() {
     let output = run_udpferry(&["selftest"]);
     let text = said(&output);
-    let row = text.lines().find(|line| line.starts_with("vpn server")).unwrap();
+    let row = text.lines().find(|line| line.starts_with("vpn server"));
+    let row = row.unwrap_or_else(|| panic!("no row: {text}"));
     let words: Vec<&str> = row.split_whitespace().collect();
     if is_root() && std::path::Path::new("/dev/net/tun").exists() {
         assert_eq!(words[2..6], ["4", "8", "2000", "0"], "{row}");

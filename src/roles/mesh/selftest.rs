@@ -7,6 +7,7 @@ use crate::net::netlink::Netlink;
 use crate::roles::proof::{TIMEOUT, Tally, datagram, run_clients};
 use crate::roles::selftest::{SelftestRow, Service};
 use crate::runtime::clock;
+use crate::runtime::signals::uninterrupted;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 use std::fs;
@@ -67,7 +68,7 @@ fn carry(directory: &std::path::Path) -> io::Result<Tally> {
         program.send(&sent)?;
         send_back(&remote)?;
         let mut bytes = [0; 2048];
-        match program.recv(&mut bytes) {
+        match uninterrupted(|| program.recv(&mut bytes)) {
             Ok(len) if bytes[..len] == sent[..] => {
                 tally.verified(size, clock::now().saturating_duration_since(begin));
             }
@@ -85,7 +86,7 @@ fn carry(directory: &std::path::Path) -> io::Result<Tally> {
 fn send_back(remote: &UdpSocket) -> io::Result<()> {
     let mut bytes = [0; 2048];
     loop {
-        let (len, daemon) = match remote.recv_from(&mut bytes) {
+        let (len, daemon) = match uninterrupted(|| remote.recv_from(&mut bytes)) {
             // What did not come is lost, as the program will see.
             Err(error) if is_timeout(&error) => return Ok(()),
             received => received?,

@@ -185,7 +185,9 @@ fn verbosity_says_how_much() {
         drop(crate::support::programs::await_listener(address));
         Raw::join(address, new_session()).echo(b"debug and info");
         // One that hangs up before it has said who it is: a warning.
-        drop(Raw::connect(address));
+        let mut raw = Raw::connect(address);
+        raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(raw.is_closed());
         let said = || std::fs::read_to_string(&log).unwrap();
         let all = await_some(|| {
             let said = said();
